@@ -1,1 +1,7 @@
-//! x
+//! The machine: KVM, memory, CPUs, boot, and the wiring of devices.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::cast_possible_truncation))]
+
+pub mod boot;
+pub mod config;
+pub mod layout;

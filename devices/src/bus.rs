@@ -1,0 +1,274 @@
+//! The address decoder: one [`Bus`] for port I/O, one for MMIO.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use thiserror::Error;
+
+use crate::ratelimit::RateLimiter;
+
+/// What a guest did wrong in one register access. The bus logs it (rate-limited) and answers reads with ones; it
+/// never leaves the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum AccessError {
+    /// No register at this offset.
+    #[error("no register at this offset")]
+    InvalidRegister,
+    /// The register exists, but not for an access of this width or alignment.
+    #[error("access width or alignment not supported by the register")]
+    InvalidWidth,
+    /// The register exists, but the value written has no meaning for it.
+    #[error("value not accepted by the register")]
+    InvalidValue,
+    /// The device has failed or is not decoding at present.
+    #[error("the device does not answer")]
+    NotReady,
+}
+
+/// A device as the bus sees it.
+///
+/// Both calls come on a vCPU thread, any number of them at once, with no lock of the bus held: the device locks
+/// itself. Lengths are whatever the guest used (1, 2, 4 or 8 bytes, more for string instructions cut up by KVM);
+/// a device must accept any length and never panic.
+pub trait BusDevice: Send + Sync {
+    /// A short name, unique enough for logs and statistics (`com1`, `virtio-blk0`).
+    fn name(&self) -> &str;
+
+    /// Reads `data.len()` bytes at `offset` from the start of the device's range.
+    ///
+    /// # Errors
+    /// What the guest did wrong; the bus then fills `data` with ones.
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError>;
+
+    /// Writes `data` at `offset` from the start of the device's range.
+    ///
+    /// # Errors
+    /// What the guest did wrong; the write is dropped.
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError>;
+}
+
+/// Why a range could not be put on a bus.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BusError {
+    /// The range overlaps one that is there.
+    #[error("{name}: {start:#x}..{end:#x} overlaps {other}")]
+    Overlap {
+        /// The device to be inserted.
+        name: String,
+        /// First address.
+        start: u64,
+        /// One past the last address.
+        end: u64,
+        /// The device that is there.
+        other: String,
+    },
+    /// The range is empty or wraps around.
+    #[error("{name}: empty or wrapping range at {start:#x}, length {len:#x}")]
+    BadRange {
+        /// The device to be inserted.
+        name: String,
+        /// First address.
+        start: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+#[derive(Clone)]
+struct Entry {
+    len: u64,
+    device: Arc<dyn BusDevice>,
+}
+
+/// An address space of devices. Ranges do not overlap.
+pub struct Bus {
+    name: &'static str,
+    ranges: RwLock<BTreeMap<u64, Entry>>,
+    bad_access: RateLimiter,
+}
+
+impl Bus {
+    /// An empty bus; `name` is for logs (`pio`, `mmio`).
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            ranges: RwLock::new(BTreeMap::new()),
+            bad_access: RateLimiter::default(),
+        }
+    }
+
+    /// Puts `device` at `start..start + len`.
+    ///
+    /// # Errors
+    /// [`BusError`] when the range is empty, wraps, or overlaps another.
+    pub fn insert(&self, start: u64, len: u64, device: Arc<dyn BusDevice>) -> Result<(), BusError> {
+        let name = || device.name().to_string();
+        let Some(end) = start.checked_add(len).filter(|_| len > 0) else {
+            return Err(BusError::BadRange {
+                name: name(),
+                start,
+                len,
+            });
+        };
+        let mut ranges = self
+            .ranges
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((&base, other)) = ranges.range(..end).next_back()
+            && base.saturating_add(other.len) > start
+        {
+            return Err(BusError::Overlap {
+                name: name(),
+                start,
+                end,
+                other: other.device.name().to_string(),
+            });
+        }
+        ranges.insert(start, Entry { len, device });
+        Ok(())
+    }
+
+    /// Takes away the range that starts at `start`; says whether there was one.
+    pub fn remove(&self, start: u64) -> bool {
+        self.ranges
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .remove(&start)
+            .is_some()
+    }
+
+    /// Reads on behalf of the guest. Unclaimed and refused accesses read as ones. Returns the device that was
+    /// found, for statistics.
+    pub fn read(&self, addr: u64, data: &mut [u8]) -> Option<Arc<dyn BusDevice>> {
+        let Some((offset, device)) = self.find(addr, data.len()) else {
+            data.fill(0xff);
+            return None;
+        };
+        if let Err(error) = device.read(offset, data) {
+            data.fill(0xff);
+            self.complain("read", &*device, offset, data.len(), error);
+        }
+        Some(device)
+    }
+
+    /// Writes on behalf of the guest. Unclaimed and refused writes are dropped. Returns the device that was found,
+    /// for statistics.
+    pub fn write(&self, addr: u64, data: &[u8]) -> Option<Arc<dyn BusDevice>> {
+        let (offset, device) = self.find(addr, data.len())?;
+        if let Err(error) = device.write(offset, data) {
+            self.complain("write", &*device, offset, data.len(), error);
+        }
+        Some(device)
+    }
+
+    fn find(&self, addr: u64, len: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
+        let ranges = self
+            .ranges
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (&base, entry) = ranges.range(..=addr).next_back()?;
+        let offset = addr - base;
+        let end = offset.checked_add(len as u64)?;
+        (end <= entry.len).then(|| (offset, Arc::clone(&entry.device)))
+    }
+
+    fn complain(
+        &self,
+        what: &str,
+        device: &dyn BusDevice,
+        offset: u64,
+        len: usize,
+        error: AccessError,
+    ) {
+        if self.bad_access.allow() {
+            log::warn!(
+                "{} {}: {what} of {len} bytes at offset {offset:#x}: {error}",
+                self.name,
+                device.name()
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    struct Echo(Mutex<Vec<(u64, Vec<u8>)>>);
+
+    impl BusDevice for Echo {
+        fn name(&self) -> &str {
+            "echo"
+        }
+        fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+            if offset == 7 {
+                return Err(AccessError::InvalidRegister);
+            }
+            data.fill(offset.to_le_bytes()[0]);
+            Ok(())
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+            self.0.lock().unwrap().push((offset, data.to_vec()));
+            Ok(())
+        }
+    }
+
+    fn echo() -> Arc<Echo> {
+        Arc::new(Echo(Mutex::new(Vec::new())))
+    }
+
+    #[test]
+    fn finds_the_device_and_the_offset() {
+        let bus = Bus::new("test");
+        let device = echo();
+        bus.insert(0x10, 8, device.clone()).unwrap();
+        let mut data = [0; 2];
+        assert!(bus.read(0x13, &mut data).is_some());
+        assert_eq!(data, [3, 3]);
+        assert!(bus.write(0x12, &[1, 2]).is_some());
+        assert_eq!(*device.0.lock().unwrap(), vec![(2, vec![1, 2])]);
+    }
+
+    #[test]
+    fn unclaimed_straddling_and_refused_reads_are_ones() {
+        let bus = Bus::new("test");
+        bus.insert(0x10, 8, echo()).unwrap();
+        for addr in [0x0, 0xf, 0x16, 0x18, u64::MAX] {
+            let mut data = [0; 4];
+            assert!(bus.read(addr, &mut data).is_none(), "{addr:#x}");
+            assert_eq!(data, [0xff; 4]);
+        }
+        let mut data = [0; 1];
+        assert!(bus.read(0x17, &mut data).is_some());
+        assert_eq!(data, [0xff]);
+    }
+
+    #[test]
+    fn overlaps_and_bad_ranges_are_refused() {
+        let bus = Bus::new("test");
+        bus.insert(0x10, 8, echo()).unwrap();
+        for (start, len) in [(0x10, 1), (0x17, 1), (0x8, 9), (0x0, 0x100)] {
+            assert!(
+                matches!(
+                    bus.insert(start, len, echo()),
+                    Err(BusError::Overlap { .. })
+                ),
+                "{start:#x}"
+            );
+        }
+        assert!(matches!(
+            bus.insert(0x40, 0, echo()),
+            Err(BusError::BadRange { .. })
+        ));
+        assert!(matches!(
+            bus.insert(u64::MAX, 2, echo()),
+            Err(BusError::BadRange { .. })
+        ));
+        bus.insert(0x18, 8, echo()).unwrap();
+        bus.insert(0x8, 8, echo()).unwrap();
+        assert!(bus.remove(0x10));
+        assert!(!bus.remove(0x10));
+    }
+}

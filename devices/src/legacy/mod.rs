@@ -1,0 +1,1 @@
+//! Devices at fixed ports: what a PC has had since before PCI.

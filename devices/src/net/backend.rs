@@ -1,0 +1,52 @@
+//! The network backend trait.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use bitflags::bitflags;
+use vm_memory::VolatileSlice;
+
+/// Length of the header before each frame: `struct virtio_net_hdr_v1` (virtio 1.3, 5.1.6), little-endian.
+pub const VNET_HEADER_BYTES: usize = 12;
+
+bitflags! {
+    /// What the guest's driver can receive beyond plain frames (virtio 1.3, 5.1.3: the `GUEST_` features).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct NetOffloads: u32 {
+        /// Frames with a partial checksum.
+        const CSUM = 1;
+        /// TCP/IPv4 segments larger than the MTU.
+        const TSO4 = 2;
+        /// TCP/IPv6 segments larger than the MTU.
+        const TSO6 = 4;
+        /// ECN bits in those.
+        const ECN = 8;
+        /// UDP datagrams larger than the MTU.
+        const UFO = 16;
+    }
+}
+
+/// Frames in, frames out, each behind a header of [`VNET_HEADER_BYTES`]. All calls come on the event loop.
+pub trait NetBackend: Send {
+    /// Sends one frame, header first. The slices are in guest RAM, so their bytes may change under the call.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the host takes no more now; anything else loses this frame only.
+    fn send(&mut self, frame: &[VolatileSlice<'_>]) -> io::Result<usize>;
+
+    /// Receives one frame, header first, into the slices; returns its length with the header. A frame longer than
+    /// the slices is cut; callers offer enough.
+    ///
+    /// # Errors
+    /// `WouldBlock` when none waits.
+    fn recv(&mut self, frame: &[VolatileSlice<'_>]) -> io::Result<usize>;
+
+    /// What frames the driver can receive from now on.
+    ///
+    /// # Errors
+    /// What the host said.
+    fn set_offloads(&mut self, offloads: NetOffloads) -> io::Result<()>;
+
+    /// Readable when a frame waits; one fd for life. None if nothing ever comes.
+    fn poll_fd(&self) -> Option<RawFd>;
+}

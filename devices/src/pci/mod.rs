@@ -1,0 +1,5 @@
+//! PCI: functions, their configuration space, and the root bus.
+
+mod device;
+
+pub use device::{BarChange, BarSpace, DoorbellSpec, PciDevice};

@@ -1,0 +1,1 @@
+//! Kernel formats, boot parameters, the command line.
