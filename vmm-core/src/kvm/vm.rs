@@ -1,0 +1,140 @@
+//! The VM: memory slots, interrupt controller state, doorbells.
+
+use std::io;
+use std::sync::Arc;
+
+use devices::dma::GuestRam;
+use devices::irq::Doorbell;
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Doing, Interrupts, KvmError, KvmSystem, KvmVcpu};
+use crate::layout;
+
+/// A VM. Clones are the same VM.
+#[derive(Clone)]
+pub struct KvmVm {
+    fd: Arc<VmFd>,
+    interrupts: Interrupts,
+}
+
+/// The interrupt controllers and the PIT as they were before the guest touched them.
+pub struct IrqchipState {
+    chips: Vec<kvm_irqchip>,
+    pit: kvm_pit_state2,
+}
+
+impl KvmVm {
+    pub(super) fn new(system: &KvmSystem) -> Result<Self, KvmError> {
+        let fd = Arc::new(system.0.create_vm().doing("create the VM")?);
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .doing("set the identity map address")?;
+        fd.set_tss_address(layout::KVM_TSS)
+            .doing("set the TSS address")?;
+        fd.create_irq_chip()
+            .doing("create the interrupt controller")?;
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        fd.create_pit2(pit).doing("create the PIT")?;
+        let interrupts = Interrupts::new(Arc::clone(&fd))?;
+        Ok(Self { fd, interrupts })
+    }
+
+    /// Interrupt lines and message-signalled interrupts.
+    #[must_use]
+    pub fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
+    /// Makes `ram` the VM's memory, a slot for each region.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    #[allow(unsafe_code)]
+    pub fn set_memory(&self, ram: &GuestRam) -> Result<(), KvmError> {
+        for (slot, region) in (0..).zip(ram.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped at that address and length for as long as the `GuestRam` lives, and the
+            // machine keeps it until after the last vCPU has stopped.
+            unsafe { self.fd.set_user_memory_region(region) }.doing("set a memory region")?;
+        }
+        Ok(())
+    }
+
+    /// Creates vCPU number `id`, which is its APIC id too.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn create_vcpu(&self, id: u32) -> Result<KvmVcpu, KvmError> {
+        Ok(KvmVcpu::new(
+            self.fd.create_vcpu(u64::from(id)).doing("create a vCPU")?,
+        ))
+    }
+
+    /// The state of the interrupt controllers and the PIT now.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn irqchip_state(&self) -> Result<IrqchipState, KvmError> {
+        let mut chips = Vec::new();
+        for chip_id in [
+            KVM_IRQCHIP_PIC_MASTER,
+            KVM_IRQCHIP_PIC_SLAVE,
+            KVM_IRQCHIP_IOAPIC,
+        ] {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            self.fd
+                .get_irqchip(&mut chip)
+                .doing("read the interrupt controller")?;
+            chips.push(chip);
+        }
+        Ok(IrqchipState {
+            chips,
+            pit: self.fd.get_pit2().doing("read the PIT")?,
+        })
+    }
+
+    /// Puts back a state that [`KvmVm::irqchip_state`] gave. All vCPUs are paused.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn set_irqchip_state(&self, state: &IrqchipState) -> Result<(), KvmError> {
+        let IrqchipState { chips, pit } = state;
+        for chip in chips {
+            self.fd
+                .set_irqchip(chip)
+                .doing("reset the interrupt controller")?;
+        }
+        self.fd.set_pit2(pit).doing("reset the PIT")
+    }
+}
+
+impl Doorbell for KvmVm {
+    fn bind(&self, addr: u64, event: &EventFd) -> io::Result<()> {
+        Ok(self
+            .fd
+            .register_ioevent(event, &IoEventAddress::Mmio(addr), NoDatamatch)?)
+    }
+
+    fn unbind(&self, addr: u64, event: &EventFd) -> io::Result<()> {
+        Ok(self
+            .fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(addr), NoDatamatch)?)
+    }
+}

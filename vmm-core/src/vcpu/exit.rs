@@ -1,0 +1,356 @@
+//! What one exit from the guest means. Pure dispatch: tests feed it fabricated exits.
+
+use std::sync::Arc;
+
+use devices::bus::{Bus, BusDevice};
+
+/// Types of `KVM_EXIT_SYSTEM_EVENT`.
+const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
+const SYSTEM_EVENT_RESET: u32 = 2;
+const SYSTEM_EVENT_CRASH: u32 = 3;
+
+/// One exit from the guest.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// `in`, or `rep ins`: several items of `item_bytes` from the same port.
+    IoIn {
+        /// The port.
+        port: u16,
+        /// Width of the instruction: 1, 2 or 4.
+        item_bytes: usize,
+        /// To be filled; a multiple of `item_bytes`.
+        data: &'a mut [u8],
+    },
+    /// `out`, or `rep outs`.
+    IoOut {
+        /// The port.
+        port: u16,
+        /// Width of the instruction: 1, 2 or 4.
+        item_bytes: usize,
+        /// What was written; a multiple of `item_bytes`.
+        data: &'a [u8],
+    },
+    /// A load from an address that is not RAM.
+    MmioRead {
+        /// Guest-physical address.
+        addr: u64,
+        /// To be filled.
+        data: &'a mut [u8],
+    },
+    /// A store to an address that is not RAM.
+    MmioWrite {
+        /// Guest-physical address.
+        addr: u64,
+        /// What was written.
+        data: &'a [u8],
+    },
+    /// The vCPU halted where KVM does not wait itself.
+    Hlt,
+    /// Triple fault.
+    Shutdown,
+    /// The guest asked KVM for a shutdown or reset.
+    SystemEvent {
+        /// `KVM_SYSTEM_EVENT_*`.
+        kind: u32,
+    },
+    /// KVM could not go on.
+    InternalError {
+        /// `KVM_INTERNAL_ERROR_*`.
+        suberror: u32,
+    },
+    /// The processor refused to enter the guest.
+    FailEntry {
+        /// The hardware's reason.
+        reason: u64,
+        /// The host CPU.
+        cpu: u32,
+    },
+    /// A signal took the thread out of the guest.
+    Interrupted,
+    /// An exit that this machine never asks for.
+    Unexpected {
+        /// Which.
+        description: String,
+    },
+}
+
+/// Kinds of exits, for statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ExitReason {
+    /// [`Exit::IoIn`].
+    IoIn,
+    /// [`Exit::IoOut`].
+    IoOut,
+    /// [`Exit::MmioRead`].
+    MmioRead,
+    /// [`Exit::MmioWrite`].
+    MmioWrite,
+    /// [`Exit::Hlt`].
+    Hlt,
+    /// [`Exit::Interrupted`].
+    Interrupted,
+    /// All that end the run of the vCPU.
+    Stop,
+}
+
+impl ExitReason {
+    /// The reason as users read it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IoIn => "io-in",
+            Self::IoOut => "io-out",
+            Self::MmioRead => "mmio-read",
+            Self::MmioWrite => "mmio-write",
+            Self::Hlt => "hlt",
+            Self::Interrupted => "interrupted",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+impl Exit<'_> {
+    /// Which kind of exit it is.
+    #[must_use]
+    pub fn reason(&self) -> ExitReason {
+        match self {
+            Self::IoIn { .. } => ExitReason::IoIn,
+            Self::IoOut { .. } => ExitReason::IoOut,
+            Self::MmioRead { .. } => ExitReason::MmioRead,
+            Self::MmioWrite { .. } => ExitReason::MmioWrite,
+            Self::Hlt => ExitReason::Hlt,
+            Self::Interrupted => ExitReason::Interrupted,
+            Self::Shutdown
+            | Self::SystemEvent { .. }
+            | Self::InternalError { .. }
+            | Self::FailEntry { .. }
+            | Self::Unexpected { .. } => ExitReason::Stop,
+        }
+    }
+}
+
+/// The two address spaces of devices.
+#[derive(Clone)]
+pub struct Buses {
+    /// Port I/O.
+    pub pio: Arc<Bus>,
+    /// MMIO.
+    pub mmio: Arc<Bus>,
+}
+
+/// What the vCPU does after an exit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Back into the guest, unless the machine wants it to stop.
+    Run,
+    /// The guest powered off through KVM.
+    PowerOff,
+    /// The guest reset through KVM.
+    Reset,
+    /// A triple fault, or a crash that the guest reported to KVM.
+    TripleFault,
+    /// KVM or the processor cannot go on.
+    Broken(String),
+}
+
+/// The result of one exit.
+pub struct Handled {
+    /// What comes next.
+    pub next: Next,
+    /// The device that was accessed, if one was.
+    pub device: Option<Arc<dyn BusDevice>>,
+}
+
+/// Handles one exit on the vCPU's thread: finds the device, calls it, says how to go on.
+pub fn handle_exit(exit: Exit<'_>, buses: &Buses) -> Handled {
+    let mut device = None;
+    let next = match exit {
+        Exit::IoIn {
+            port,
+            item_bytes,
+            data,
+        } => {
+            for item in data.chunks_mut(item_bytes.max(1)) {
+                device = buses.pio.read(u64::from(port), item);
+            }
+            Next::Run
+        }
+        Exit::IoOut {
+            port,
+            item_bytes,
+            data,
+        } => {
+            for item in data.chunks(item_bytes.max(1)) {
+                device = buses.pio.write(u64::from(port), item);
+            }
+            Next::Run
+        }
+        Exit::MmioRead { addr, data } => {
+            device = buses.mmio.read(addr, data);
+            Next::Run
+        }
+        Exit::MmioWrite { addr, data } => {
+            device = buses.mmio.write(addr, data);
+            Next::Run
+        }
+        Exit::Hlt | Exit::Interrupted => Next::Run,
+        Exit::Shutdown => Next::TripleFault,
+        Exit::SystemEvent {
+            kind: SYSTEM_EVENT_SHUTDOWN,
+        } => Next::PowerOff,
+        Exit::SystemEvent {
+            kind: SYSTEM_EVENT_RESET,
+        } => Next::Reset,
+        Exit::SystemEvent {
+            kind: SYSTEM_EVENT_CRASH,
+        } => Next::TripleFault,
+        Exit::SystemEvent { kind } => Next::Broken(format!("KVM system event {kind}")),
+        Exit::InternalError { suberror } => Next::Broken(internal_error(suberror)),
+        Exit::FailEntry { reason, cpu } => Next::Broken(format!(
+            "the processor refused to enter the guest: reason {reason:#x} on host CPU {cpu}"
+        )),
+        Exit::Unexpected { description } => Next::Broken(format!("unexpected exit: {description}")),
+    };
+    Handled { next, device }
+}
+
+fn internal_error(suberror: u32) -> String {
+    let meaning = match suberror {
+        1 => "an instruction that KVM cannot emulate",
+        2 => "exceptions while delivering an exception",
+        3 => "an exit while delivering an event",
+        4 => "an unexpected exit reason",
+        _ => "unknown",
+    };
+    format!("KVM internal error {suberror}: {meaning}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devices::bus::AccessError;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<Vec<u8>>>);
+
+    impl BusDevice for Recorder {
+        fn name(&self) -> &str {
+            "recorder"
+        }
+        fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+            data.fill(u8::try_from(offset).unwrap());
+            Ok(())
+        }
+        fn write(&self, _offset: u64, data: &[u8]) -> Result<(), AccessError> {
+            self.0.lock().unwrap().push(data.to_vec());
+            Ok(())
+        }
+    }
+
+    fn machine() -> (Buses, Arc<Recorder>) {
+        let buses = Buses {
+            pio: Arc::new(Bus::new("pio")),
+            mmio: Arc::new(Bus::new("mmio")),
+        };
+        let device = Arc::new(Recorder::default());
+        buses.pio.insert(0x100, 8, device.clone()).unwrap();
+        buses.mmio.insert(0x1000, 8, device.clone()).unwrap();
+        (buses, device)
+    }
+
+    #[test]
+    fn port_and_memory_accesses_reach_the_device() {
+        let (buses, device) = machine();
+        let mut data = [0; 2];
+        let handled = handle_exit(
+            Exit::IoIn {
+                port: 0x103,
+                item_bytes: 2,
+                data: &mut data,
+            },
+            &buses,
+        );
+        assert_eq!((data, handled.next), ([3, 3], Next::Run));
+        assert_eq!(handled.device.unwrap().name(), "recorder");
+        handle_exit(
+            Exit::MmioRead {
+                addr: 0x1001,
+                data: &mut data,
+            },
+            &buses,
+        );
+        assert_eq!(data, [1, 1]);
+        handle_exit(
+            Exit::MmioWrite {
+                addr: 0x1000,
+                data: &[7; 4],
+            },
+            &buses,
+        );
+        assert_eq!(*device.0.lock().unwrap(), [vec![7; 4]]);
+    }
+
+    #[test]
+    fn string_instructions_are_one_access_an_item() {
+        let (buses, device) = machine();
+        handle_exit(
+            Exit::IoOut {
+                port: 0x100,
+                item_bytes: 2,
+                data: &[1, 2, 3, 4],
+            },
+            &buses,
+        );
+        assert_eq!(*device.0.lock().unwrap(), [vec![1, 2], vec![3, 4]]);
+    }
+
+    #[test]
+    fn what_no_device_claims_reads_as_ones() {
+        let (buses, _) = machine();
+        let mut data = [0; 4];
+        let handled = handle_exit(
+            Exit::MmioRead {
+                addr: 0x9999,
+                data: &mut data,
+            },
+            &buses,
+        );
+        assert_eq!(data, [0xff; 4]);
+        assert!(handled.device.is_none());
+        assert_eq!(handled.next, Next::Run);
+    }
+
+    #[test]
+    fn the_ends_of_a_run_are_told_apart() {
+        let (buses, _) = machine();
+        let next = |exit| handle_exit(exit, &buses).next;
+        assert_eq!(next(Exit::Shutdown), Next::TripleFault);
+        assert_eq!(next(Exit::SystemEvent { kind: 1 }), Next::PowerOff);
+        assert_eq!(next(Exit::SystemEvent { kind: 2 }), Next::Reset);
+        assert_eq!(next(Exit::SystemEvent { kind: 3 }), Next::TripleFault);
+        assert_eq!(next(Exit::Interrupted), Next::Run);
+        for (exit, word) in [
+            (Exit::InternalError { suberror: 1 }, "emulate"),
+            (
+                Exit::FailEntry {
+                    reason: 0x8000_0021,
+                    cpu: 3,
+                },
+                "0x80000021",
+            ),
+            (
+                Exit::Unexpected {
+                    description: "Nmi".into(),
+                },
+                "Nmi",
+            ),
+            (Exit::SystemEvent { kind: 77 }, "77"),
+        ] {
+            let Next::Broken(text) = next(exit) else {
+                panic!("expected Broken")
+            };
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Running vCPUs: what one exit means ([`exit`]), and the threads that run them ([`thread`]).
+
+mod exit;
+mod thread;
+
+pub use exit::{Buses, Exit, ExitReason, Handled, Next, handle_exit};
+pub use thread::{StopReport, VcpuGate, VcpuThreads};

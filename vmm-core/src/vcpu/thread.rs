@@ -1,0 +1,281 @@
+//! The threads that run vCPUs, and the gate that parks them.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use devices::sync::lock;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use vmm_sys_util::signal::Killable;
+
+use super::exit::{Buses, Next, handle_exit};
+use crate::kvm::{KvmVcpu, kick_signal};
+use crate::stats::ExitStats;
+
+/// What the machine wants of all vCPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Run,
+    Park,
+    Finish,
+}
+
+struct GateState {
+    wanted: Wanted,
+    parked: usize,
+}
+
+/// Where vCPU threads wait. They start parked. While all are parked, their vCPUs may be read and set, and no guest
+/// code runs.
+pub struct VcpuGate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+    /// `wanted != Run`, to be looked at before each entry of the guest without a lock.
+    closed: AtomicBool,
+}
+
+impl Default for VcpuGate {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(GateState {
+                wanted: Wanted::Park,
+                parked: 0,
+            }),
+            changed: Condvar::new(),
+            closed: AtomicBool::new(true),
+        }
+    }
+}
+
+impl VcpuGate {
+    /// Keeps vCPUs from entering the guest again. One that is in the guest stays there until it exits or is kicked.
+    /// Any thread; a vCPU thread that calls it parks after the exit it is handling.
+    pub fn close(&self) {
+        self.want(Wanted::Park);
+    }
+
+    fn want(&self, wanted: Wanted) {
+        let mut state = lock(&self.state);
+        if state.wanted != Wanted::Finish {
+            state.wanted = wanted;
+        }
+        self.closed
+            .store(state.wanted != Wanted::Run, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn wait<'a>(&self, guard: MutexGuard<'a, GateState>) -> MutexGuard<'a, GateState> {
+        self.changed
+            .wait(guard)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Parks the calling vCPU thread; false when it is to end.
+    fn park(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.parked += 1;
+        self.changed.notify_all();
+        while state.wanted == Wanted::Park {
+            state = self.wait(state);
+        }
+        state.parked -= 1;
+        state.wanted == Wanted::Run
+    }
+
+    fn wait_parked(&self, count: usize) {
+        let mut state = lock(&self.state);
+        while state.parked < count {
+            state = self.wait(state);
+        }
+    }
+}
+
+/// Why a vCPU thread stopped running its guest.
+#[derive(Debug)]
+pub struct StopReport {
+    /// Index of the vCPU.
+    pub vcpu: u32,
+    /// What the exit said; never [`Next::Run`].
+    pub next: Next,
+}
+
+/// Takes a [`StopReport`] from a vCPU thread, which parks afterwards.
+pub type StopSink = Arc<dyn Fn(StopReport) + Send + Sync>;
+
+/// All vCPU threads of a machine.
+pub struct VcpuThreads {
+    gate: Arc<VcpuGate>,
+    vcpus: Vec<Arc<Mutex<KvmVcpu>>>,
+    threads: Vec<JoinHandle<ExitStats>>,
+}
+
+impl VcpuThreads {
+    /// Starts one thread per vCPU, named `vcpuN`, parked. `affinity[i]` are the host CPUs of vCPU `i`; empty means
+    /// anywhere.
+    ///
+    /// # Errors
+    /// The host starts no more threads, or refuses an affinity.
+    pub fn start(
+        vcpus: Vec<KvmVcpu>,
+        gate: Arc<VcpuGate>,
+        buses: &Buses,
+        affinity: &[Vec<u32>],
+        measure: bool,
+        on_stop: &StopSink,
+    ) -> io::Result<Self> {
+        let mut this = Self {
+            gate,
+            vcpus: vcpus
+                .into_iter()
+                .map(|vcpu| Arc::new(Mutex::new(vcpu)))
+                .collect(),
+            threads: Vec::new(),
+        };
+        for (index, vcpu) in (0..).zip(&this.vcpus) {
+            let runner = Runner {
+                index,
+                vcpu: Arc::clone(vcpu),
+                gate: Arc::clone(&this.gate),
+                buses: buses.clone(),
+                on_stop: Arc::clone(on_stop),
+                stats: ExitStats::new(measure),
+            };
+            let cpus = affinity.get(index as usize).cloned().unwrap_or_default();
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || {
+                    if let Err(e) = pin(&cpus) {
+                        log::warn!("vcpu{index}: cannot pin to host CPUs {cpus:?}: {e}");
+                    }
+                    runner.run()
+                })?;
+            this.threads.push(thread);
+        }
+        Ok(this)
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&self) {
+        self.gate.want(Wanted::Run);
+    }
+
+    /// Stops the guest; all vCPUs are parked when it returns.
+    pub fn pause(&self) {
+        self.gate.close();
+        self.kick();
+        self.gate.wait_parked(self.threads.len());
+    }
+
+    /// The vCPUs, in order. They are free only while parked; otherwise the lock waits for the next exit.
+    #[must_use]
+    pub fn vcpus(&self) -> &[Arc<Mutex<KvmVcpu>>] {
+        &self.vcpus
+    }
+
+    /// Ends all threads and returns what they counted.
+    #[must_use]
+    pub fn finish(mut self) -> ExitStats {
+        let mut total = ExitStats::new(false);
+        for stats in self.end_threads() {
+            total.merge(stats);
+        }
+        total
+    }
+
+    fn end_threads(&mut self) -> Vec<ExitStats> {
+        self.gate.want(Wanted::Finish);
+        self.kick();
+        self.threads
+            .drain(..)
+            .filter_map(|thread| thread.join().ok())
+            .collect()
+    }
+
+    fn kick(&self) {
+        for thread in &self.threads {
+            // A thread that has ended cannot be in the guest.
+            if let Err(e) = thread.kill(kick_signal()) {
+                log::debug!("kick a vCPU: {e}");
+            }
+        }
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.end_threads();
+    }
+}
+
+fn pin(cpus: &[u32]) -> io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu as usize);
+    }
+    Ok(sched_setaffinity(None, &set)?)
+}
+
+/// One vCPU thread.
+struct Runner {
+    index: u32,
+    vcpu: Arc<Mutex<KvmVcpu>>,
+    gate: Arc<VcpuGate>,
+    buses: Buses,
+    on_stop: StopSink,
+    stats: ExitStats,
+}
+
+impl Runner {
+    fn run(mut self) -> ExitStats {
+        lock(&self.vcpu).attach_to_thread();
+        while self.gate.park() {
+            // A panic of a device must end the run, not leave a machine with a vCPU missing.
+            let next = catch_unwind(AssertUnwindSafe(|| self.run_guest()))
+                .unwrap_or_else(|_| Next::Broken("a bug in tripath stopped this vCPU".into()));
+            if next != Next::Run {
+                self.gate.close();
+                (self.on_stop)(StopReport {
+                    vcpu: self.index,
+                    next,
+                });
+            }
+        }
+        lock(&self.vcpu).detach_from_thread();
+        self.stats
+    }
+
+    /// Runs the guest until the gate closes ([`Next::Run`]) or the vCPU cannot go on.
+    fn run_guest(&mut self) -> Next {
+        let vcpu = Arc::clone(&self.vcpu);
+        let mut vcpu = lock(&vcpu);
+        while !self.gate.is_closed() {
+            let exit = match vcpu.run() {
+                Ok(exit) => exit,
+                Err(e) => return Next::Broken(e.to_string()),
+            };
+            let next = if self.stats.enabled() {
+                let (reason, start) = (exit.reason(), Instant::now());
+                let handled = handle_exit(exit, &self.buses);
+                self.stats
+                    .record(reason, handled.device.as_deref(), start.elapsed());
+                handled.next
+            } else {
+                handle_exit(exit, &self.buses).next
+            };
+            if next != Next::Run {
+                return next;
+            }
+        }
+        Next::Run
+    }
+}
