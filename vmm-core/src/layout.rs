@@ -67,7 +67,9 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 pub const COM_PORTS: [u64; 4] = [0x3f8, 0x2f8, 0x3e8, 0x2e8];
 /// GSIs of COM1 to COM4.
 pub const COM_GSIS: [u32; 4] = [4, 3, 4, 3];
-/// i8042 data port; the command port is at 0x64.
+/// Ports of one UART.
+pub const COM_PORT_COUNT: u64 = 8;
+/// i8042 data port.
 pub const I8042_DATA: u64 = 0x60;
 /// i8042 command port.
 pub const I8042_COMMAND: u64 = 0x64;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ptr;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -139,9 +139,9 @@ impl KvmVcpu {
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
-    pub fn set_cpuid(&self, cpuid: &CpuId) -> Result<(), KvmError> {
-        debug_assert!(cpuid.as_slice().len() <= KVM_MAX_CPUID_ENTRIES);
-        self.fd.set_cpuid2(cpuid).doing("set CPUID")
+    pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
+        let cpuid = CpuId::from_entries(entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG)).doing("set CPUID")?;
+        self.fd.set_cpuid2(&cpuid).doing("set CPUID")
     }
 
     /// General registers.

@@ -1,0 +1,168 @@
+//! Building a machine, in numbered steps. The user's mistakes show in the first ones, before anything is created.
+
+use std::sync::Arc;
+
+use devices::bus::Bus;
+use devices::legacy::SLP_TYP_S5;
+use rustix::thread::sched_getaffinity;
+
+use super::events::{EventQueue, GraceTimer, MachineEvent, PowerSwitch, QueueWaker, Signals};
+use super::lifecycle::start_at;
+use super::wiring::{Backends, Devices, Wiring};
+use super::{AtReset, Machine, MachineError, Options};
+use crate::arch::acpi::{self, AcpiConfig, AcpiTables};
+use crate::arch::cpuid::{self, Topology};
+use crate::arch::regs;
+use crate::boot::BootSource;
+use crate::config::{CpuConfig, MachineConfig};
+use crate::event_loop::EventLoop;
+use crate::kvm::{KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
+use crate::memory;
+use crate::vcpu::{Buses, StopSink, VcpuGate, VcpuThreads};
+
+/// The IOAPIC's id, as KVM has it.
+const IOAPIC_ID: u8 = 0;
+
+impl Machine {
+    /// Opens what `config` names and builds the machine. Nothing of the guest runs yet.
+    ///
+    /// # Errors
+    /// [`MachineError`]; [`MachineError::is_users`] tells the user's mistakes from our failures.
+    pub fn build(config: &MachineConfig, options: Options) -> Result<Self, MachineError> {
+        // 1. The configuration in itself, then against what KVM and this host can do.
+        config.validate()?;
+        let boot = BootSource::open(&config.boot, config.memory.size_bytes)?;
+        let kvm = KvmSystem::open()?;
+        let supported = kvm.supported_cpuid()?;
+        check_cpus(&config.cpus, kvm.max_vcpus())?;
+        memory::check_fits(config.memory.size_bytes, cpuid::physical_bits(&supported))?;
+
+        // 2. The user's files, interfaces and terminals.
+        let queue = EventQueue::new().map_err(host("create an event"))?;
+        let mut backends = Backends::open(config, &queue)?;
+        let ptys = std::mem::take(&mut backends.ptys);
+
+        // 3. The VM, its memory, and the loop that serves it.
+        let vm = kvm.create_vm()?;
+        let ram = memory::create(&config.memory)?;
+        vm.set_memory(&ram)?;
+        let mut events = EventLoop::new(options.stats)?;
+        let gate = Arc::new(VcpuGate::default());
+        let grace = watch_machine(&mut events, &queue)?;
+
+        // 4. The devices.
+        let buses = Buses { pio: Arc::new(Bus::new("pio")), mmio: Arc::new(Bus::new("mmio")) };
+        let power = Arc::new(PowerSwitch { gate: Arc::clone(&gate), queue: Arc::clone(&queue) });
+        let wiring = Wiring::new(config, &vm, &buses, &ram, &mut events, power)?;
+        let devices = wiring.add_all(config, backends)?;
+
+        // 5. The vCPUs, as they are to be after each reset.
+        install_kick_handler()?;
+        let vcpus = create_vcpus(&kvm, &vm, config.cpus.count)?;
+        let at_reset = AtReset::of(&kvm, &vm, &vcpus)?;
+
+        // 6. Tables and kernel in memory, the boot processor at its entry.
+        let acpi = acpi_tables(config, &devices)?;
+        acpi.write(&ram)?;
+        let entry = boot.load(&ram, acpi.rsdp)?;
+        start_at(&vcpus[0], &entry)?;
+
+        // 7. The threads, parked.
+        let on_stop: StopSink = {
+            let queue = Arc::clone(&queue);
+            Arc::new(move |report| queue.push(MachineEvent::VcpuStopped(report)))
+        };
+        let affinity = affinity(&config.cpus);
+        let vcpus = VcpuThreads::start(vcpus, gate, &buses, &affinity, options.stats, &on_stop)
+            .map_err(host("start vCPU threads"))?;
+        Ok(Self {
+            vcpus,
+            devices,
+            events,
+            queue,
+            grace,
+            ram,
+            boot,
+            acpi,
+            at_reset,
+            on_reboot: config.on_reboot,
+            on_panic: config.on_panic,
+            stats: options.stats,
+            ptys,
+        })
+    }
+}
+
+impl AtReset {
+    fn of(kvm: &KvmSystem, vm: &KvmVm, vcpus: &[KvmVcpu]) -> Result<Self, MachineError> {
+        let msrs = kvm.msr_indices()?;
+        let vcpus = vcpus.iter().map(|vcpu| vcpu.reset_state(&msrs)).collect::<Result<_, _>>()?;
+        Ok(Self { irqchip: vm.irqchip_state()?, vcpus })
+    }
+}
+
+fn check_cpus(cpus: &CpuConfig, limit: u32) -> Result<(), MachineError> {
+    if cpus.count > limit {
+        return Err(MachineError::TooManyCpus { asked: cpus.count, limit });
+    }
+    if cpus.affinity.is_empty() {
+        return Ok(());
+    }
+    let available = sched_getaffinity(None).map_err(|e| host("read the CPU affinity")(e.into()))?;
+    for pin in &cpus.affinity {
+        if let Some(&cpu) = pin.host_cpus.iter().find(|cpu| !available.is_set(**cpu as usize)) {
+            let all: Vec<String> =
+                (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| available.is_set(*cpu)).map(|cpu| cpu.to_string()).collect();
+            return Err(MachineError::NoSuchHostCpu { vcpu: pin.vcpu, cpu, available: all.join(", ") });
+        }
+    }
+    Ok(())
+}
+
+fn affinity(cpus: &CpuConfig) -> Vec<Vec<u32>> {
+    let of = |vcpu| cpus.affinity.iter().find(|pin| pin.vcpu == vcpu).map(|pin| pin.host_cpus.clone());
+    (0..cpus.count).map(|vcpu| of(vcpu).unwrap_or_default()).collect()
+}
+
+fn watch_machine(events: &mut EventLoop, queue: &Arc<EventQueue>) -> Result<GraceTimer, MachineError> {
+    events.add("machine", Box::new(QueueWaker(Arc::clone(queue))));
+    let signals = Signals::new(Arc::clone(queue)).map_err(host("watch signals"))?;
+    events.add("signals", Box::new(signals));
+    let grace = GraceTimer::new(Arc::clone(queue)).map_err(host("create a timer"))?;
+    events.add("grace timer", Box::new(grace.handle()));
+    Ok(grace)
+}
+
+fn create_vcpus(kvm: &KvmSystem, vm: &KvmVm, count: u32) -> Result<Vec<KvmVcpu>, MachineError> {
+    let supported = kvm.supported_cpuid()?;
+    let tsc_deadline = kvm.tsc_deadline_timer();
+    let mut vcpus = Vec::new();
+    for apic_id in 0..count {
+        let vcpu = vm.create_vcpu(apic_id)?;
+        vcpu.set_cpuid(&cpuid::for_vcpu(&supported, Topology { apic_id, count }, tsc_deadline))?;
+        vcpu.set_msrs(&regs::msrs())?;
+        vcpu.set_lapic(&regs::local_apic(vcpu.lapic()?))?;
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+fn acpi_tables(config: &MachineConfig, devices: &Devices) -> Result<AcpiTables, MachineError> {
+    let com_ports = std::array::from_fn(|i| i < config.serials.len());
+    Ok(acpi::build(&AcpiConfig {
+        apic_ids: (0..config.cpus.count).collect(),
+        ioapic_id: IOAPIC_ID,
+        com_ports,
+        // There is a controller, for resets, but no keyboard yet: probing for one would only take time.
+        i8042: false,
+        cmos_rtc: true,
+        pvpanic: true,
+        pci_slots: devices.pci_slots().to_vec(),
+        pci_mmio64: memory::pci_window(config.memory.size_bytes),
+        s5_sleep_type: SLP_TYP_S5,
+    })?)
+}
+
+fn host(what: &'static str) -> impl Fn(std::io::Error) -> MachineError {
+    move |source| MachineError::Host { what, source }
+}

@@ -1,0 +1,108 @@
+//! Why a machine could not be built or run on.
+
+use std::io;
+
+use devices::block::DiskError;
+use devices::bus::BusError;
+use devices::console::CharError;
+use devices::net::TapError;
+use devices::pci::RootBusError;
+use thiserror::Error;
+
+use crate::arch::acpi::AcpiError;
+use crate::boot::BootError;
+use crate::config::ConfigError;
+use crate::event_loop::EventLoopError;
+use crate::kvm::KvmError;
+use crate::memory::MemoryError;
+
+/// Why a machine could not be built or run on.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// The configuration contradicts itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// More vCPUs than KVM runs.
+    #[error("{asked} CPUs are too many: KVM runs at most {limit} in a guest here; give --cpus less")]
+    TooManyCpus {
+        /// What was asked for.
+        asked: u32,
+        /// What is possible.
+        limit: u32,
+    },
+    /// An affinity names a CPU that this process cannot run on.
+    #[error("vCPU {vcpu} cannot be pinned to host CPU {cpu}: the CPUs here are {available}")]
+    NoSuchHostCpu {
+        /// The vCPU.
+        vcpu: u32,
+        /// The host CPU named.
+        cpu: u32,
+        /// Those that exist, as a list.
+        available: String,
+    },
+    /// Kernel, initramfs or command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A network interface.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A serial port or console.
+    #[error(transparent)]
+    Char(#[from] CharError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// ACPI tables.
+    #[error("ACPI tables: {0}")]
+    Acpi(#[from] AcpiError),
+    /// Two devices at one address.
+    #[error("wiring: {0}")]
+    Bus(#[from] BusError),
+    /// No room on the PCI bus.
+    #[error("PCI: {0}")]
+    Pci(#[from] RootBusError),
+    /// The event loop.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// Something else the host refused.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+impl MachineError {
+    /// Whether the user can change it, in the configuration or on the host; otherwise the failure is ours.
+    #[must_use]
+    pub fn is_users(&self) -> bool {
+        match self {
+            Self::Config(_)
+            | Self::TooManyCpus { .. }
+            | Self::NoSuchHostCpu { .. }
+            | Self::Boot(_)
+            | Self::Disk(_)
+            | Self::Tap(_)
+            | Self::Char(_)
+            | Self::Pci(_)
+            | Self::Memory(MemoryError::TooMuch { .. } | MemoryError::Refused { .. })
+            | Self::Kvm(KvmError::Missing | KvmError::Permission | KvmError::Lacks(_) | KvmError::ApiVersion(_)) => {
+                true
+            }
+            Self::Memory(_)
+            | Self::Kvm(_)
+            | Self::Acpi(_)
+            | Self::Bus(_)
+            | Self::EventLoop(_)
+            | Self::Host { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What happens to a machine as a whole, and how its owner's loop hears of it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use devices::legacy::{PowerControl, PowerEvent};
+use devices::sync::lock;
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::vcpu::{StopReport, VcpuGate};
+
+/// One thing that happened.
+#[derive(Debug)]
+pub enum MachineEvent {
+    /// The guest used a power or reset register, or reported a panic.
+    Power(PowerEvent),
+    /// A vCPU cannot go on.
+    VcpuStopped(StopReport),
+    /// The user asked for the end from the console.
+    Quit,
+    /// A signal asks for the end.
+    Terminate,
+    /// The guest had its time to power off.
+    GraceOver,
+}
+
+/// Events on their way from any thread to the owner's loop.
+pub struct EventQueue {
+    queue: Mutex<VecDeque<MachineEvent>>,
+    wake: EventFd,
+}
+
+impl EventQueue {
+    /// An empty queue.
+    ///
+    /// # Errors
+    /// No eventfd is to be had.
+    pub fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self { queue: Mutex::default(), wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? }))
+    }
+
+    /// Adds an event and wakes the loop. Any thread.
+    pub fn push(&self, event: MachineEvent) {
+        lock(&self.queue).push_back(event);
+        if let Err(e) = self.wake.write(1) {
+            log::error!("cannot wake the event loop: {e}");
+        }
+    }
+
+    /// Takes the next event.
+    pub fn pop(&self) -> Option<MachineEvent> {
+        lock(&self.queue).pop_front()
+    }
+
+    /// Forgets what the guest did before it was reset; what the user wants stays.
+    pub fn forget_guest(&self) {
+        lock(&self.queue).retain(|e| !matches!(e, MachineEvent::Power(_) | MachineEvent::VcpuStopped(_)));
+    }
+}
+
+/// Ends `epoll_wait` when an event was pushed.
+pub struct QueueWaker(pub Arc<EventQueue>);
+
+impl MutEventSubscriber for QueueWaker {
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        // Being woken is all; a spurious wake-up has nothing to read.
+        let _ = self.0.wake.read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        watch(ops, Events::new(&self.0.wake, EventSet::IN));
+    }
+}
+
+/// The devices' way to the machine's power: closes the gate, so that the guest runs no further, and tells the owner.
+pub struct PowerSwitch {
+    /// Closed until the owner has decided.
+    pub gate: Arc<VcpuGate>,
+    /// Where the owner listens.
+    pub queue: Arc<EventQueue>,
+}
+
+impl PowerControl for PowerSwitch {
+    fn request(&self, event: PowerEvent) {
+        self.gate.close();
+        self.queue.push(MachineEvent::Power(event));
+    }
+}
+
+/// SIGTERM, SIGINT and SIGHUP become [`MachineEvent::Terminate`].
+pub struct Signals {
+    pipe: UnixStream,
+    queue: Arc<EventQueue>,
+}
+
+impl Signals {
+    /// Takes over the signals of the process.
+    ///
+    /// # Errors
+    /// The handlers cannot be installed.
+    pub fn new(queue: Arc<EventQueue>) -> io::Result<Self> {
+        let (pipe, sender) = UnixStream::pair()?;
+        pipe.set_nonblocking(true)?;
+        for signal in [SIGTERM, SIGINT, SIGHUP] {
+            signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+        }
+        Ok(Self { pipe, queue })
+    }
+}
+
+impl MutEventSubscriber for Signals {
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let mut bytes = [0; 16];
+        let Ok(count) = io::Read::read(&mut self.pipe, &mut bytes) else { return };
+        for _ in 0..count {
+            self.queue.push(MachineEvent::Terminate);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        watch(ops, Events::new(&self.pipe, EventSet::IN));
+    }
+}
+
+/// Counts down once it is started, and then pushes [`MachineEvent::GraceOver`].
+pub struct GraceTimer {
+    timer: Arc<std::os::fd::OwnedFd>,
+    queue: Arc<EventQueue>,
+}
+
+impl GraceTimer {
+    /// A timer that is not running.
+    ///
+    /// # Errors
+    /// No timerfd is to be had.
+    pub fn new(queue: Arc<EventQueue>) -> io::Result<Self> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        Ok(Self { timer: Arc::new(timer), queue })
+    }
+
+    /// Another handle on the same timer.
+    #[must_use]
+    pub fn handle(&self) -> Self {
+        Self { timer: Arc::clone(&self.timer), queue: Arc::clone(&self.queue) }
+    }
+
+    /// Starts it anew.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn start(&self, seconds: u32) -> io::Result<()> {
+        let value = Itimerspec {
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: Timespec { tv_sec: i64::from(seconds), tv_nsec: 0 },
+        };
+        timerfd_settime(&*self.timer, TimerfdTimerFlags::empty(), &value)?;
+        Ok(())
+    }
+}
+
+impl MutEventSubscriber for GraceTimer {
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let mut count = [0; 8];
+        if rustix::io::read(&*self.timer, &mut count).is_ok() {
+            self.queue.push(MachineEvent::GraceOver);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        watch(ops, Events::new(&self.timer, EventSet::IN));
+    }
+}
+
+fn watch(ops: &mut EventOps<'_>, events: Events) {
+    if let Err(e) = ops.add(events) {
+        log::error!("cannot watch a file descriptor: {e}");
+    }
+}

@@ -1,0 +1,137 @@
+//! From the first instruction to the end of the run: resets, power, panics, crashes, signals.
+
+use devices::legacy::{PowerEvent, ResetSource};
+use devices::sync::lock;
+
+use super::events::MachineEvent;
+use super::{CrashReport, Finished, Machine, MachineError, Outcome};
+use crate::arch::regs;
+use crate::boot::Entry;
+use crate::config::{OnPanic, OnReboot};
+use crate::kvm::KvmVcpu;
+use crate::vcpu::{Next, StopReport};
+
+/// How long a guest has to power off after it was asked to.
+const GRACE_SECONDS: u32 = 30;
+
+impl Machine {
+    /// Runs the guest to its end, serving the devices' events on the calling thread.
+    ///
+    /// # Errors
+    /// [`MachineError`], ours every one: what the guest does wrong is an [`Outcome`].
+    pub fn run(mut self) -> Result<Finished, MachineError> {
+        self.vcpus.resume();
+        let mut terminating = false;
+        let outcome = loop {
+            self.events.run_once()?;
+            if let Some(outcome) = self.serve_queue(&mut terminating)? {
+                break outcome;
+            }
+        };
+        Ok(self.finish(outcome))
+    }
+
+    fn serve_queue(&mut self, terminating: &mut bool) -> Result<Option<Outcome>, MachineError> {
+        while let Some(event) = self.queue.pop() {
+            let outcome = match event {
+                MachineEvent::Power(event) => self.on_power(event)?,
+                MachineEvent::VcpuStopped(report) => self.on_vcpu_stopped(report)?,
+                MachineEvent::Quit | MachineEvent::GraceOver => Some(Outcome::Ended),
+                MachineEvent::Terminate if *terminating => Some(Outcome::Ended),
+                MachineEvent::Terminate => {
+                    *terminating = true;
+                    self.ask_to_power_off()?
+                }
+            };
+            if outcome.is_some() {
+                return Ok(outcome);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The power switch has closed the vCPUs' gate before the event came here.
+    fn on_power(&mut self, event: PowerEvent) -> Result<Option<Outcome>, MachineError> {
+        match event {
+            PowerEvent::PowerOff => Ok(Some(Outcome::PoweredOff)),
+            PowerEvent::Reset(ResetSource::I8042 | ResetSource::ResetControl) => self.on_reset(),
+            PowerEvent::Panicked if self.on_panic == OnPanic::Exit => Ok(Some(Outcome::Panicked)),
+            PowerEvent::Panicked | PowerEvent::CrashLoaded => {
+                log::warn!("the guest reports a panic");
+                self.vcpus.resume();
+                Ok(None)
+            }
+        }
+    }
+
+    fn on_vcpu_stopped(&mut self, report: StopReport) -> Result<Option<Outcome>, MachineError> {
+        let StopReport { vcpu, next } = report;
+        match next {
+            Next::Run => Ok(None),
+            Next::PowerOff => Ok(Some(Outcome::PoweredOff)),
+            Next::Reset => self.on_reset(),
+            Next::TripleFault if self.on_reboot == OnReboot::Restart => {
+                log::warn!("triple fault on vCPU {vcpu}");
+                self.on_reset()
+            }
+            Next::TripleFault => Ok(Some(self.crashed(vcpu, "triple fault".into()))),
+            Next::Broken(reason) => Ok(Some(self.crashed(vcpu, reason))),
+        }
+    }
+
+    fn crashed(&self, index: u32, reason: String) -> Outcome {
+        self.vcpus.pause();
+        let vcpu = &self.vcpus.vcpus()[index as usize];
+        Outcome::Crashed(Box::new(CrashReport::of(&lock(vcpu), index, &self.ram, reason)))
+    }
+
+    fn on_reset(&mut self) -> Result<Option<Outcome>, MachineError> {
+        if self.on_reboot == OnReboot::Exit {
+            return Ok(Some(Outcome::Reset));
+        }
+        log::info!("the guest restarts");
+        self.vcpus.pause();
+        self.reset()?;
+        self.vcpus.resume();
+        Ok(None)
+    }
+
+    /// Everything back to power-on, and the kernel loaded again. All vCPUs are parked.
+    fn reset(&mut self) -> Result<(), MachineError> {
+        self.devices.reset()?;
+        self.queue.forget_guest();
+        for (vcpu, state) in self.vcpus.vcpus().iter().zip(&self.at_reset.vcpus) {
+            lock(vcpu).reset(state)?;
+        }
+        // After the local APICs: an interrupt that a controller still held must not reach them.
+        self.devices.interrupt_controller().set_irqchip_state(&self.at_reset.irqchip)?;
+        self.acpi.write(&self.ram)?;
+        let entry = self.boot.load(&self.ram, self.acpi.rsdp)?;
+        start_at(&lock(&self.vcpus.vcpus()[0]), &entry)
+    }
+
+    /// Presses the power button. A guest that does not listen to it is ended at once.
+    fn ask_to_power_off(&mut self) -> Result<Option<Outcome>, MachineError> {
+        if !self.devices.press_power_button() {
+            return Ok(Some(Outcome::Ended));
+        }
+        log::info!("the guest is asked to power off; it has {GRACE_SECONDS} s");
+        let start = self.grace.start(GRACE_SECONDS);
+        start.map_err(|source| MachineError::Host { what: "start a timer", source })?;
+        Ok(None)
+    }
+
+    fn finish(self, outcome: Outcome) -> Finished {
+        let Self { vcpus, devices, events, stats, .. } = self;
+        let counted = vcpus.finish();
+        devices.shut_down();
+        Finished { outcome, report: stats.then(|| counted.report(&events.usage())) }
+    }
+}
+
+/// Points the boot processor at the kernel.
+pub(super) fn start_at(vcpu: &KvmVcpu, entry: &Entry) -> Result<(), MachineError> {
+    vcpu.set_sregs(&regs::special(entry, vcpu.sregs()?))?;
+    vcpu.set_regs(&regs::general(entry))?;
+    Ok(())
+}

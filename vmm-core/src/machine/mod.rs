@@ -1,0 +1,92 @@
+//! A machine: built in numbered steps ([`builder`]), devices joined to their configuration in [`wiring`], and run
+//! from start to end in [`lifecycle`].
+//!
+//! [`Machine::build`] opens what the user named and makes the machine; [`Machine::run`] runs it to its end.
+
+mod builder;
+mod crash;
+mod error;
+mod events;
+mod lifecycle;
+mod wiring;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use devices::dma::GuestRam;
+
+use crate::arch::acpi::AcpiTables;
+use crate::boot::BootSource;
+use crate::config::{OnPanic, OnReboot};
+use crate::event_loop::EventLoop;
+use crate::kvm::{IrqchipState, ResetState};
+use crate::stats::Report;
+use crate::vcpu::VcpuThreads;
+
+pub use crash::CrashReport;
+pub use error::MachineError;
+
+use events::{EventQueue, GraceTimer};
+use wiring::Devices;
+
+/// What a run does beyond what the machine is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Count exits and events and measure their time.
+    pub stats: bool,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest reset, and resets end the run.
+    Reset,
+    /// The user ended it, from the console or by a signal that the guest did not follow in time.
+    Ended,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// The guest crashed.
+    Crashed(Box<CrashReport>),
+}
+
+/// A run that is over.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it cost; none unless [`Options::stats`] was set.
+    pub report: Option<Report>,
+}
+
+/// A machine that is ready to run: everything the user named is open, nothing of the guest has run.
+pub struct Machine {
+    vcpus: VcpuThreads,
+    devices: Devices,
+    events: EventLoop,
+    queue: Arc<EventQueue>,
+    grace: GraceTimer,
+    ram: Arc<GuestRam>,
+    boot: BootSource,
+    acpi: AcpiTables,
+    at_reset: AtReset,
+    on_reboot: OnReboot,
+    on_panic: OnPanic,
+    stats: bool,
+    ptys: Vec<(String, PathBuf)>,
+}
+
+impl Machine {
+    /// `(port, path)` of each pseudo-terminal that was made for a serial port or console.
+    #[must_use]
+    pub fn ptys(&self) -> &[(String, PathBuf)] {
+        &self.ptys
+    }
+}
+
+/// State of the in-kernel devices and the vCPUs from before the guest ran.
+struct AtReset {
+    irqchip: IrqchipState,
+    vcpus: Vec<ResetState>,
+}
