@@ -5,3 +5,4 @@
 pub mod boot;
 pub mod config;
 pub mod layout;
+pub mod stats;
