@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use vmm_core::config::{
     CharTarget, CpuConfig, DiskConfig, MachineFile, MemoryConfig, NetConfig, OnPanic, OnReboot,
 };
@@ -18,7 +18,7 @@ use crate::exit_code::{Exit, UserError};
 #[command(name = "tripath", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Log more: -v what is done, -vv how, -vvv everything; RUST_LOG=vmm_core=debug says it by module
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// What to do.
     #[command(subcommand)]
@@ -58,11 +58,14 @@ The machine file has the same keys and values as the options, without the dashes
     [[net]]
     tap = \"tap0\"
 
-An option replaces the file's key of the same name as a whole: --disk replaces all the file's disks, --cpus its
-affinities too. A comma within a value is written twice.
+An option replaces the file's key of the same name as a whole: --disk replaces
+all the file's disks, --cpus its affinities too.
 
-On a terminal, the guest has the keyboard, Ctrl-C included; Ctrl-A x ends the guest. SIGTERM asks the guest to
-power off, and a second one ends it.
+Within the value of --cpus, --memory, --disk and --net a comma is written twice:
+--disk path=a,,b is the file \"a,b\". On and off may be written true and false.
+
+On a terminal, the guest has the keyboard, Ctrl-C included; Ctrl-A x ends the
+guest. SIGTERM asks the guest to power off, and a second one ends it.
 
 Exit codes:
    0  the guest powered off, was reset with --on-reboot exit, or was ended with Ctrl-A x
@@ -180,22 +183,25 @@ fn on_panic() -> impl TypedValueParser<Value = OnPanic> {
 impl Cli {
     /// Parses, or prints help or the mistake and says how to exit.
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
-        Self::try_parse_from(arguments).map_err(|error| match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+        Self::try_parse_from(arguments).map_err(|error| {
+            if is_help(&error) {
                 // Nobody is left to be told that the help could not be printed.
                 let _ = error.print();
-                Exit::Success
-            }
-            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                let _ = error.print();
-                Exit::UserError
-            }
-            _ => {
+            } else {
                 eprintln!("tripath: {}", one_line(&error));
+            }
+            if error.use_stderr() {
                 Exit::UserError
+            } else {
+                Exit::Success
             }
         })
     }
+}
+
+fn is_help(error: &clap::Error) -> bool {
+    let not_asked_for = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    not_asked_for || !error.use_stderr()
 }
 
 /// clap's error in one line of ours.
@@ -225,6 +231,18 @@ fn one_line(error: &clap::Error) -> UserError {
                 "{option} does not take {value:?} (it takes {accepted})"
             ))
         }
+        (ErrorKind::InvalidSubcommand, _) => {
+            let name = context(ContextKind::InvalidSubcommand);
+            let command = Cli::command();
+            let known: Vec<_> = command
+                .get_subcommands()
+                .map(clap::Command::get_name)
+                .collect();
+            UserError::from_text(format!(
+                "unknown command {name:?} (the commands are {})",
+                known.join(", ")
+            ))
+        }
         _ => {
             let text = error.render().to_string();
             let told = text.split("\n\nUsage:").next().unwrap_or_default();
@@ -238,7 +256,6 @@ fn one_line(error: &clap::Error) -> UserError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn run_args(options: &[&str]) -> Result<RunArgs, String> {
         let arguments = ["tripath", "run"].iter().chain(options);
@@ -341,16 +358,39 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_exit_with_2_and_help_with_0() {
-        let exit = |arguments: &[&str]| {
-            let arguments = std::iter::once(&"tripath").chain(arguments);
-            Cli::from_arguments(arguments.map(OsString::from)).unwrap_err()
-        };
-        assert_eq!(exit(&["run", "--help"]), Exit::Success);
-        assert_eq!(exit(&["--version"]), Exit::Success);
-        assert_eq!(exit(&[]), Exit::UserError);
-        assert_eq!(exit(&["rn"]), Exit::UserError);
-        assert_eq!(exit(&["run", "--memory=x"]), Exit::UserError);
+    fn an_unknown_command_is_told_the_known_ones() {
+        let error = Cli::try_parse_from(["tripath", "rn"]).unwrap_err();
+        assert_eq!(
+            one_line(&error).to_string(),
+            "unknown command \"rn\" (the commands are run, doctor)"
+        );
+    }
+
+    #[test]
+    fn help_that_was_asked_for_is_no_mistake() {
+        for (arguments, help, mistake) in [
+            (&["tripath", "run", "--help"][..], true, false),
+            (&["tripath", "--version"], true, false),
+            (&["tripath"], true, true),
+            (&["tripath", "run", "--memory=x"], false, true),
+        ] {
+            let error = Cli::try_parse_from(arguments).unwrap_err();
+            assert_eq!(
+                (is_help(&error), error.use_stderr()),
+                (help, mistake),
+                "{arguments:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_machine_file_in_the_help_is_one() {
+        let example: Vec<_> = RUN_NOTES
+            .lines()
+            .filter(|line| line.starts_with("    "))
+            .collect();
+        let file: MachineFile = toml::from_str(&example.join("\n")).unwrap();
+        assert_eq!(file.complete().unwrap().validate(), Ok(()));
     }
 
     #[test]
