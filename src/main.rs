@@ -1,1 +1,42 @@
-fn main() {}
+//! `tripath`: a KVM-based virtual machine monitor that shows what each I/O path costs.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod args;
+mod cli;
+mod commands;
+mod exit_code;
+mod logging;
+mod machine_file;
+mod stats_table;
+mod terminal;
+
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+
+use cli::{Cli, Command};
+use exit_code::Exit;
+
+fn main() -> ExitCode {
+    terminal::restore_on_panic();
+    // A panic of ours is our own failure like any other; the panic hook has told about it.
+    let exit = catch_unwind(run).unwrap_or(Exit::Failure);
+    terminal::restore_now();
+    exit.into()
+}
+
+fn run() -> Exit {
+    let cli = match Cli::from_arguments(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(exit) => return exit,
+    };
+    logging::start(cli.verbose);
+    let result = match cli.command {
+        Command::Run(arguments) => commands::run::run(*arguments),
+        Command::Doctor => commands::doctor::run(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("tripath: {error:#}");
+        Exit::of_error(&error)
+    })
+}

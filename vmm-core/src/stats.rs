@@ -32,14 +32,43 @@ pub struct ExitRow {
 pub struct DeviceRow {
     /// The device's name.
     pub device: String,
-    /// How it was reached: `pio`, `mmio`, or `event` for work on the event loop without an exit.
-    pub path: String,
+    /// How it was reached.
+    pub path: DevicePath,
     /// Reads by the guest; 0 for events.
     pub reads: u64,
     /// Writes by the guest; for events, how many were handled.
     pub writes: u64,
     /// Time spent in the device, in nanoseconds.
     pub user_space_ns: u64,
+}
+
+impl DeviceRow {
+    /// Reads and writes together; saturating.
+    #[must_use]
+    pub fn accesses(&self) -> u64 {
+        self.reads.saturating_add(self.writes)
+    }
+}
+
+/// How a device is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DevicePath {
+    /// Port I/O, on a vCPU thread.
+    Pio,
+    /// Memory-mapped I/O, on a vCPU thread.
+    Mmio,
+    /// A doorbell or backend event, on the event loop: no exit to user space.
+    Event,
+}
+
+impl std::fmt::Display for DevicePath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Pio => "pio",
+            Self::Mmio => "mmio",
+            Self::Event => "event",
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -128,15 +157,19 @@ impl ExitStats {
         let mut devices = Vec::new();
         for (device, reasons) in &self.devices {
             for (path, read, write) in [
-                ("pio", ExitReason::IoIn, ExitReason::IoOut),
-                ("mmio", ExitReason::MmioRead, ExitReason::MmioWrite),
+                (DevicePath::Pio, ExitReason::IoIn, ExitReason::IoOut),
+                (
+                    DevicePath::Mmio,
+                    ExitReason::MmioRead,
+                    ExitReason::MmioWrite,
+                ),
             ] {
                 let get = |reason| reasons.get(reason).copied().unwrap_or_default();
                 let (reads, writes) = (get(&read), get(&write));
                 if reads.count + writes.count > 0 {
                     devices.push(DeviceRow {
                         device: device.clone(),
-                        path: path.to_string(),
+                        path,
                         reads: reads.count,
                         writes: writes.count,
                         user_space_ns: nanos(reads.time + writes.time),
@@ -147,7 +180,7 @@ impl ExitStats {
         devices.extend(events.iter().filter(|(_, count, _)| *count > 0).map(
             |(device, count, time)| DeviceRow {
                 device: device.clone(),
-                path: "event".to_string(),
+                path: DevicePath::Event,
                 reads: 0,
                 writes: *count,
                 user_space_ns: nanos(*time),
@@ -191,9 +224,9 @@ mod tests {
         b.record(ExitReason::Interrupted, None, us(1));
         a.merge(b);
         let report = a.report(&[("blk0".into(), 5, us(10)), ("idle".into(), 0, us(0))]);
-        let row = |device: &str, path: &str, reads, writes, us: u64| DeviceRow {
+        let row = |device: &str, path: DevicePath, reads, writes, us: u64| DeviceRow {
             device: device.into(),
-            path: path.into(),
+            path,
             reads,
             writes,
             user_space_ns: us * 1000,
@@ -201,9 +234,9 @@ mod tests {
         assert_eq!(
             report.devices,
             [
-                row("(none)", "mmio", 1, 0, 1),
-                row("com1", "pio", 1, 2, 9),
-                row("blk0", "event", 0, 5, 10)
+                row("(none)", DevicePath::Mmio, 1, 0, 1),
+                row("com1", DevicePath::Pio, 1, 2, 9),
+                row("blk0", DevicePath::Event, 0, 5, 10)
             ]
         );
         let out = report.exits.iter().find(|e| e.reason == "io-out").unwrap();

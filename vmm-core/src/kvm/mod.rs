@@ -5,7 +5,6 @@ mod vcpu;
 mod vm;
 
 use std::io;
-use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
@@ -140,43 +139,5 @@ impl KvmSystem {
     /// [`KvmError::Ioctl`].
     pub fn create_vm(&self) -> Result<KvmVm, KvmError> {
         KvmVm::new(self)
-    }
-}
-
-/// Whether the host's processor virtualises in hardware. Without it a `/dev/kvm` is a software one.
-#[must_use]
-pub fn hardware_virtualisation() -> bool {
-    has_vmx_or_svm(Path::new("/proc/cpuinfo"))
-}
-
-fn has_vmx_or_svm(cpuinfo: &Path) -> bool {
-    std::fs::read_to_string(cpuinfo).is_ok_and(|text| {
-        text.lines()
-            .filter(|line| line.starts_with("flags"))
-            .any(|line| {
-                line.split_whitespace()
-                    .any(|flag| flag == "vmx" || flag == "svm")
-            })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hardware_virtualisation_is_read_from_the_flags() {
-        let dir = tempfile::tempdir().unwrap();
-        let cpuinfo = dir.path().join("cpuinfo");
-        for (text, expected) in [
-            ("flags\t\t: fpu vme svm\n", true),
-            ("flags\t\t: fpu vmx\n", true),
-            ("flags\t\t: fpu vme\nbugs\t\t: vmscape svm_bug\n", false),
-            ("vmx flags\t: ept\n", false),
-        ] {
-            std::fs::write(&cpuinfo, text).unwrap();
-            assert_eq!(has_vmx_or_svm(&cpuinfo), expected, "{text}");
-        }
-        assert!(!has_vmx_or_svm(&dir.path().join("absent")));
     }
 }

@@ -140,7 +140,9 @@ impl KvmVcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
-        let cpuid = CpuId::from_entries(entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG)).doing("set CPUID")?;
+        let cpuid = CpuId::from_entries(entries)
+            .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
+            .doing("set CPUID")?;
         self.fd.set_cpuid2(&cpuid).doing("set CPUID")
     }
 

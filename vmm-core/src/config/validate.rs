@@ -1,0 +1,643 @@
+//! What can be seen to be wrong with a machine without opening anything.
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::text::ByteSize;
+use super::{
+    CharTarget, CpuConfig, DiskConfig, MAX_DISK_SERIAL_BYTES, MAX_SERIALS, MEMORY_STEP_BYTES,
+    MIN_MEMORY_BYTES, MachineConfig, MemoryConfig, NetConfig,
+};
+use crate::layout::CMDLINE_MAX_BYTES;
+
+/// Longest name of a network interface, in bytes: `IFNAMSIZ` without the NUL.
+const MAX_INTERFACE_NAME_BYTES: usize = 15;
+/// Longest path of a Unix socket, in bytes: `sun_path` without the NUL.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// What is wrong with a machine, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// `cpus` is zero.
+    #[error("a guest with 0 CPUs cannot run: give it at least 1")]
+    NoCpus,
+    /// An affinity for a vCPU beyond the last.
+    #[error("there is an affinity for vCPU {vcpu}, but the last of {count} vCPUs is number {last}", last = count - 1)]
+    AffinityWithoutVcpu {
+        /// The vCPU named.
+        vcpu: u32,
+        /// How many there are, at least 1.
+        count: u32,
+    },
+    /// Two affinities for one vCPU.
+    #[error("vCPU {0} has two affinities: join them, as in {0}@0+2")]
+    AffinityTwice(u32),
+    /// An affinity without a host CPU.
+    #[error("the affinity of vCPU {0} names no host CPU: name at least one, or leave it out")]
+    AffinityEmpty(u32),
+    /// Too little RAM, and the number says that the unit was forgotten.
+    #[error("memory of {0} bytes is too little: did you mean {0}M?")]
+    MemoryUnitForgotten(u64),
+    /// Too little RAM.
+    #[error("memory of {size} is too little: give the guest at least {min}", size = ByteSize(*.0), min = ByteSize(MIN_MEMORY_BYTES))]
+    MemoryTooSmall(u64),
+    /// RAM that is not made of huge pages.
+    #[error("memory of {size} is not a multiple of {step}: {less} and {more} are", size = ByteSize(*.0), step = ByteSize(MEMORY_STEP_BYTES), less = ByteSize(.0 - .0 % MEMORY_STEP_BYTES), more = ByteSize(.0.next_multiple_of(MEMORY_STEP_BYTES)))]
+    MemoryNotAligned(u64),
+    /// An empty path.
+    #[error("the path of {0} is empty: give a file")]
+    EmptyPath(String),
+    /// A command line that does not fit.
+    #[error("the kernel command line has {0} bytes: at most {max} fit", max = CMDLINE_MAX_BYTES - 1)]
+    CmdlineTooLong(usize),
+    /// A command line that the kernel would see only the first part of.
+    #[error("the kernel command line contains a line break or a NUL: write it as one line")]
+    CmdlineNotOneLine,
+    /// A disk's serial number that does not fit.
+    #[error("disk serial {serial:?} has {len} bytes: at most {MAX_DISK_SERIAL_BYTES} fit", len = serial.len())]
+    DiskSerialTooLong {
+        /// The serial number.
+        serial: String,
+    },
+    /// A disk's serial number with characters that cannot be shown.
+    #[error("disk serial {0:?} may hold printable ASCII characters only")]
+    DiskSerialNotAscii(String),
+    /// A disk given twice that could be written.
+    #[error("disk {path} is given twice: give it once, or readonly=on with both", path = .0.display())]
+    DiskTwice(PathBuf),
+    /// A name that no network interface can have.
+    #[error(
+        "{0:?} cannot be the name of a TAP interface: names have 1 to {MAX_INTERFACE_NAME_BYTES} bytes without \
+         spaces, '/', ':' or '%'"
+    )]
+    BadTapName(String),
+    /// A TAP given twice.
+    #[error("TAP {0} is given twice: each network interface needs its own")]
+    TapTwice(String),
+    /// Not a MAC address.
+    #[error(
+        "{0:?} is not a MAC address: write six pairs of hexadecimal digits, such as 02:00:00:00:00:01"
+    )]
+    BadMac(String),
+    /// A group address, or no address.
+    #[error(
+        "MAC address {0} cannot be that of one interface: make the first pair even and not all pairs zero"
+    )]
+    MacNotUnicast(String),
+    /// A MAC address given twice.
+    #[error("MAC address {0} is given twice: each network interface needs its own")]
+    MacTwice(String),
+    /// More serial ports than a PC has.
+    #[error("{0} serial ports are given: there are at most {MAX_SERIALS}, COM1 to COM4")]
+    TooManySerials(usize),
+    /// A path too long for a socket.
+    #[error("socket path {path} has {len} bytes: at most {MAX_SOCKET_PATH_BYTES} fit", path = .0.display(), len = .0.as_os_str().len())]
+    SocketPathTooLong(PathBuf),
+    /// Two want standard input and output.
+    #[error(
+        "stdio is wanted by {first} and by {second}: give one of them null, pty, file=PATH or socket=PATH"
+    )]
+    StdioTwice {
+        /// The first to want it.
+        first: String,
+        /// The second.
+        second: String,
+    },
+    /// A file that a serial port or console would overwrite is used elsewhere.
+    #[error("{path} is used by {first} and by {second}: give each its own", path = path.display())]
+    PathTwice {
+        /// The path.
+        path: PathBuf,
+        /// The first to use it.
+        first: String,
+        /// The second.
+        second: String,
+    },
+}
+
+impl MachineConfig {
+    /// Finds what is wrong with the machine in itself. What depends on the host (KVM's limits, whether a file is
+    /// there) is found by those who open it.
+    ///
+    /// # Errors
+    /// The first mistake found.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_cpus(&self.cpus)?;
+        check_memory(&self.memory)?;
+        self.check_boot()?;
+        check_disks(&self.disks)?;
+        check_nets(&self.nets)?;
+        self.check_targets()
+    }
+
+    fn check_boot(&self) -> Result<(), ConfigError> {
+        let named = [
+            (Some(&self.boot.kernel), "the kernel"),
+            (self.boot.initrd.as_ref(), "the initrd"),
+        ];
+        for (path, name) in named {
+            if path.is_some_and(|path| path.as_os_str().is_empty()) {
+                return Err(ConfigError::EmptyPath(name.into()));
+            }
+        }
+        let cmdline = &self.boot.cmdline;
+        if cmdline.contains(['\n', '\r', '\0']) {
+            return Err(ConfigError::CmdlineNotOneLine);
+        }
+        match u64::try_from(cmdline.len()) {
+            Ok(len) if len < CMDLINE_MAX_BYTES => Ok(()),
+            _ => Err(ConfigError::CmdlineTooLong(cmdline.len())),
+        }
+    }
+
+    fn check_targets(&self) -> Result<(), ConfigError> {
+        if self.serials.len() > MAX_SERIALS {
+            return Err(ConfigError::TooManySerials(self.serials.len()));
+        }
+        let mut paths = self.paths_read();
+        let mut stdio: Option<String> = None;
+        for (user, target) in self.char_targets() {
+            let path = match target {
+                CharTarget::Stdio => {
+                    if let Some(first) = stdio.replace(user.clone()) {
+                        return Err(ConfigError::StdioTwice {
+                            first,
+                            second: user,
+                        });
+                    }
+                    continue;
+                }
+                CharTarget::Null | CharTarget::Pty => continue,
+                CharTarget::File(path) => path,
+                CharTarget::Socket(path) if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES => {
+                    return Err(ConfigError::SocketPathTooLong(path.clone()));
+                }
+                CharTarget::Socket(path) => path,
+            };
+            if path.as_os_str().is_empty() {
+                return Err(ConfigError::EmptyPath(user));
+            }
+            if let Some((_, first)) = paths.iter().find(|(other, _)| same_path(other, path)) {
+                let (path, first) = (path.clone(), first.clone());
+                return Err(ConfigError::PathTwice {
+                    path,
+                    first,
+                    second: user,
+                });
+            }
+            // `/dev/null`, terminals and the like can be shared.
+            if !path.starts_with("/dev") {
+                paths.push((path, user));
+            }
+        }
+        Ok(())
+    }
+
+    /// The files the guest starts from, each with the name to call it by.
+    fn paths_read(&self) -> Vec<(&Path, String)> {
+        let kernel = (self.boot.kernel.as_path(), "the kernel".to_owned());
+        let initrd = self
+            .boot
+            .initrd
+            .iter()
+            .map(|path| (path.as_path(), "the initrd".to_owned()));
+        let disks = self
+            .disks
+            .iter()
+            .map(|disk| (disk.path.as_path(), "a disk".to_owned()));
+        std::iter::once(kernel).chain(initrd).chain(disks).collect()
+    }
+
+    /// The serial ports and the console, each with the name to call it by.
+    fn char_targets(&self) -> impl Iterator<Item = (String, &CharTarget)> {
+        let serials = self.serials.iter().enumerate();
+        let serials = serials.map(|(i, target)| (format!("serial port COM{}", i + 1), target));
+        serials.chain(
+            self.console
+                .iter()
+                .map(|target| ("the console".to_owned(), target)),
+        )
+    }
+}
+
+fn check_cpus(cpus: &CpuConfig) -> Result<(), ConfigError> {
+    if cpus.count == 0 {
+        return Err(ConfigError::NoCpus);
+    }
+    for (i, affinity) in cpus.affinity.iter().enumerate() {
+        let vcpu = affinity.vcpu;
+        if vcpu >= cpus.count {
+            return Err(ConfigError::AffinityWithoutVcpu {
+                vcpu,
+                count: cpus.count,
+            });
+        }
+        if cpus.affinity[..i].iter().any(|other| other.vcpu == vcpu) {
+            return Err(ConfigError::AffinityTwice(vcpu));
+        }
+        if affinity.host_cpus.is_empty() {
+            return Err(ConfigError::AffinityEmpty(vcpu));
+        }
+    }
+    Ok(())
+}
+
+fn check_memory(memory: &MemoryConfig) -> Result<(), ConfigError> {
+    let size = memory.size_bytes;
+    let plausible_mib = MIN_MEMORY_BYTES >> 20..=1 << 20;
+    if plausible_mib.contains(&size) && !size.is_multiple_of(1 << 20) {
+        return Err(ConfigError::MemoryUnitForgotten(size));
+    }
+    if size < MIN_MEMORY_BYTES {
+        return Err(ConfigError::MemoryTooSmall(size));
+    }
+    if !size.is_multiple_of(MEMORY_STEP_BYTES) {
+        return Err(ConfigError::MemoryNotAligned(size));
+    }
+    Ok(())
+}
+
+fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
+    for (i, disk) in disks.iter().enumerate() {
+        if disk.path.as_os_str().is_empty() {
+            return Err(ConfigError::EmptyPath("a disk".into()));
+        }
+        if let Some(serial) = &disk.serial {
+            if !serial.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+                return Err(ConfigError::DiskSerialNotAscii(serial.clone()));
+            }
+            if serial.len() > MAX_DISK_SERIAL_BYTES {
+                return Err(ConfigError::DiskSerialTooLong {
+                    serial: serial.clone(),
+                });
+            }
+        }
+        let shared = |other: &DiskConfig| other.readonly && disk.readonly;
+        let mut earlier = disks[..i].iter();
+        if earlier.any(|other| same_path(&other.path, &disk.path) && !shared(other)) {
+            return Err(ConfigError::DiskTwice(disk.path.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
+    let mut macs = Vec::new();
+    for (i, net) in nets.iter().enumerate() {
+        if !is_interface_name(&net.tap) {
+            return Err(ConfigError::BadTapName(net.tap.clone()));
+        }
+        if nets[..i].iter().any(|other| other.tap == net.tap) {
+            return Err(ConfigError::TapTwice(net.tap.clone()));
+        }
+        let Some(text) = &net.mac else { continue };
+        let mac = parse_mac(text).ok_or_else(|| ConfigError::BadMac(text.clone()))?;
+        // IEEE 802-2014, 8.2.2: the lowest bit of the first octet marks a group address.
+        if mac[0] & 1 != 0 || mac == [0; 6] {
+            return Err(ConfigError::MacNotUnicast(text.clone()));
+        }
+        if macs.contains(&mac) {
+            return Err(ConfigError::MacTwice(text.clone()));
+        }
+        macs.push(mac);
+    }
+    Ok(())
+}
+
+/// What Linux takes as the name of one interface; `%` would ask it to make a name up.
+fn is_interface_name(name: &str) -> bool {
+    let allowed = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '/' | ':' | '%');
+    (1..=MAX_INTERFACE_NAME_BYTES).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.chars().all(allowed)
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut pairs = text.split(':');
+    for byte in &mut mac {
+        let pair = pairs.next()?;
+        let is_pair = pair.len() == 2 && pair.bytes().all(|digit| digit.is_ascii_hexdigit());
+        *byte = is_pair.then(|| u8::from_str_radix(pair, 16).ok())??;
+    }
+    pairs.next().is_none().then_some(mac)
+}
+
+/// Whether two paths are written the same, relative ones being relative to the current directory. Links are not
+/// followed: whoever opens the file locks it.
+fn same_path(a: &Path, b: &Path) -> bool {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    absolute(a) == absolute(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CpuAffinity, DiskInterface, MachineFile, NetInterface};
+    use super::*;
+
+    fn machine() -> MachineConfig {
+        let file = MachineFile {
+            kernel: Some("/k".into()),
+            initrd: Some("/i".into()),
+            ..MachineFile::default()
+        };
+        file.complete().unwrap()
+    }
+
+    /// The message for the machine that `change` makes of a good one.
+    fn message(change: impl FnOnce(&mut MachineConfig)) -> String {
+        let mut config = machine();
+        assert_eq!(config.validate(), Ok(()));
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    }
+
+    fn accepted(change: impl FnOnce(&mut MachineConfig)) {
+        let mut config = machine();
+        change(&mut config);
+        assert_eq!(config.validate(), Ok(()));
+    }
+
+    fn disk(path: &str, readonly: bool) -> DiskConfig {
+        DiskConfig {
+            path: path.into(),
+            interface: DiskInterface::Virtio,
+            readonly,
+            direct: false,
+            serial: None,
+        }
+    }
+
+    fn disk_with_serial(serial: &str) -> Vec<DiskConfig> {
+        vec![DiskConfig {
+            serial: Some(serial.into()),
+            ..disk("/d", false)
+        }]
+    }
+
+    fn net(tap: &str, mac: Option<&str>) -> NetConfig {
+        NetConfig {
+            tap: tap.into(),
+            interface: NetInterface::Virtio,
+            mac: mac.map(Into::into),
+        }
+    }
+
+    fn affinity(vcpu: u32, host_cpus: &[u32]) -> CpuAffinity {
+        CpuAffinity {
+            vcpu,
+            host_cpus: host_cpus.to_vec(),
+        }
+    }
+
+    #[test]
+    fn no_cpus() {
+        assert_eq!(
+            message(|m| m.cpus.count = 0),
+            "a guest with 0 CPUs cannot run: give it at least 1"
+        );
+    }
+
+    #[test]
+    fn affinity_beyond_the_last_vcpu() {
+        accepted(|m| m.cpus.affinity = vec![affinity(0, &[3])]);
+        assert_eq!(
+            message(|m| {
+                m.cpus.count = 2;
+                m.cpus.affinity = vec![affinity(2, &[0])];
+            }),
+            "there is an affinity for vCPU 2, but the last of 2 vCPUs is number 1"
+        );
+    }
+
+    #[test]
+    fn affinity_twice_or_empty() {
+        assert_eq!(
+            message(|m| m.cpus.affinity = vec![affinity(0, &[0]), affinity(0, &[1])]),
+            "vCPU 0 has two affinities: join them, as in 0@0+2"
+        );
+        assert_eq!(
+            message(|m| m.cpus.affinity = vec![affinity(0, &[])]),
+            "the affinity of vCPU 0 names no host CPU: name at least one, or leave it out"
+        );
+    }
+
+    #[test]
+    fn memory_size() {
+        for mib in [64, 66, 512, 5 << 10] {
+            accepted(|m| m.memory.size_bytes = mib << 20);
+        }
+        for (size_bytes, expected) in [
+            (512, "memory of 512 bytes is too little: did you mean 512M?"),
+            (1, "memory of 1 is too little: give the guest at least 64M"),
+            (
+                62 << 20,
+                "memory of 62M is too little: give the guest at least 64M",
+            ),
+            (
+                65 << 20,
+                "memory of 65M is not a multiple of 2M: 64M and 66M are",
+            ),
+        ] {
+            assert_eq!(message(|m| m.memory.size_bytes = size_bytes), expected);
+        }
+    }
+
+    #[test]
+    fn empty_paths() {
+        for (what, expected) in [
+            (message(|m| m.boot.kernel = "".into()), "the kernel"),
+            (message(|m| m.boot.initrd = Some("".into())), "the initrd"),
+            (message(|m| m.disks = vec![disk("", false)]), "a disk"),
+            (
+                message(|m| m.serials = vec![CharTarget::File("".into())]),
+                "serial port COM1",
+            ),
+            (
+                message(|m| m.console = Some(CharTarget::Socket("".into()))),
+                "the console",
+            ),
+        ] {
+            assert_eq!(
+                what,
+                format!("the path of {expected} is empty: give a file")
+            );
+        }
+    }
+
+    #[test]
+    fn command_line() {
+        accepted(|m| m.boot.cmdline = "x".repeat(65535));
+        assert_eq!(
+            message(|m| m.boot.cmdline = "x".repeat(65536)),
+            "the kernel command line has 65536 bytes: at most 65535 fit"
+        );
+        for bad in ["a\nb", "a\r", "a\0b"] {
+            assert_eq!(
+                message(|m| m.boot.cmdline = bad.into()),
+                "the kernel command line contains a line break or a NUL: write it as one line"
+            );
+        }
+    }
+
+    #[test]
+    fn disk_serial() {
+        accepted(|m| m.disks = disk_with_serial("12345678901234567890"));
+        assert_eq!(
+            message(|m| m.disks = disk_with_serial("123456789012345678901")),
+            "disk serial \"123456789012345678901\" has 21 bytes: at most 20 fit"
+        );
+        assert_eq!(
+            message(|m| m.disks = disk_with_serial("né")),
+            "disk serial \"né\" may hold printable ASCII characters only"
+        );
+    }
+
+    #[test]
+    fn disk_twice() {
+        accepted(|m| m.disks = vec![disk("/a", true), disk("/a", true), disk("/b", false)]);
+        for other in ["/a", "/./a", "//a"] {
+            assert_eq!(
+                message(|m| m.disks = vec![disk("/a", true), disk(other, false)]),
+                format!("disk {other} is given twice: give it once, or readonly=on with both")
+            );
+        }
+    }
+
+    #[test]
+    fn tap_name() {
+        accepted(|m| m.nets = vec![net("tap0", None), net("exactly-15-char", None)]);
+        for name in [
+            "",
+            "sixteen-chars-xx",
+            "a b",
+            "a/b",
+            "a:b",
+            "tap%d",
+            ".",
+            "..",
+        ] {
+            assert_eq!(
+                message(|m| m.nets = vec![net(name, None)]),
+                format!(
+                    "{name:?} cannot be the name of a TAP interface: names have 1 to 15 bytes without spaces, '/', \
+                     ':' or '%'"
+                )
+            );
+        }
+        assert_eq!(
+            message(|m| m.nets = vec![net("t", None), net("t", None)]),
+            "TAP t is given twice: each network interface needs its own"
+        );
+    }
+
+    #[test]
+    fn mac_address() {
+        accepted(|m| {
+            m.nets = vec![
+                net("a", Some("02:00:00:00:00:Fe")),
+                net("b", None),
+                net("c", None),
+            ]
+        });
+        for mac in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "02-00-00-00-00-01",
+            "2:0:0:0:0:1",
+            "+2:00:00:00:00:01",
+        ] {
+            assert_eq!(
+                message(|m| m.nets = vec![net("a", Some(mac))]),
+                format!(
+                    "{mac:?} is not a MAC address: write six pairs of hexadecimal digits, such as 02:00:00:00:00:01"
+                )
+            );
+        }
+        for mac in [
+            "01:00:5e:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+        ] {
+            assert_eq!(
+                message(|m| m.nets = vec![net("a", Some(mac))]),
+                format!(
+                    "MAC address {mac} cannot be that of one interface: make the first pair even and not all pairs \
+                     zero"
+                )
+            );
+        }
+        assert_eq!(
+            message(|m| m.nets = vec![
+                net("a", Some("02:00:00:00:00:aa")),
+                net("b", Some("02:00:00:00:00:AA"))
+            ]),
+            "MAC address 02:00:00:00:00:AA is given twice: each network interface needs its own"
+        );
+    }
+
+    #[test]
+    fn too_many_serials() {
+        accepted(|m| m.serials = vec![CharTarget::Null; 4]);
+        assert_eq!(
+            message(|m| m.serials = vec![CharTarget::Null; 5]),
+            "5 serial ports are given: there are at most 4, COM1 to COM4"
+        );
+    }
+
+    #[test]
+    fn stdio_twice() {
+        assert_eq!(
+            message(|m| m.console = Some(CharTarget::Stdio)),
+            "stdio is wanted by serial port COM1 and by the console: give one of them null, pty, file=PATH or \
+             socket=PATH"
+        );
+        assert!(
+            message(|m| m.serials = vec![CharTarget::Stdio, CharTarget::Pty, CharTarget::Stdio])
+                .starts_with("stdio is wanted by serial port COM1 and by serial port COM3: ")
+        );
+    }
+
+    #[test]
+    fn path_twice() {
+        let file = |path: &str| CharTarget::File(path.into());
+        accepted(|m| m.serials = vec![file("/dev/null"), file("/dev/null")]);
+        for (first, message) in [
+            ("the kernel", message(|m| m.serials = vec![file("/k")])),
+            ("the initrd", message(|m| m.serials = vec![file("/./i")])),
+            (
+                "a disk",
+                message(|m| {
+                    m.disks = vec![disk("/d", true)];
+                    m.serials = vec![file("/d")];
+                }),
+            ),
+        ] {
+            assert!(
+                message.ends_with(&format!(
+                    "is used by {first} and by serial port COM1: give each its own"
+                )),
+                "{message}"
+            );
+        }
+        assert_eq!(
+            message(|m| {
+                m.serials = vec![CharTarget::Null, CharTarget::Socket("/s".into())];
+                m.console = Some(file("/s"));
+            }),
+            "/s is used by serial port COM2 and by the console: give each its own"
+        );
+    }
+
+    #[test]
+    fn socket_path() {
+        let path = |len: usize| CharTarget::Socket(format!("/{}", "s".repeat(len - 1)).into());
+        accepted(|m| m.serials = vec![path(107)]);
+        assert!(
+            message(|m| m.serials = vec![path(108)]).ends_with(" has 108 bytes: at most 107 fit")
+        );
+    }
+}
