@@ -29,9 +29,8 @@ impl Again {
         let _ = self.0.write(1);
     }
 
-    /// Takes the event.
-    pub fn take(&self) {
-        // Fails only when there was none.
-        let _ = self.0.read();
+    /// Takes the event; says whether it was there.
+    pub fn take(&self) -> bool {
+        self.0.read().is_ok()
     }
 }
