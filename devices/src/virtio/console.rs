@@ -337,3 +337,6 @@ impl VirtioDevice for Console {
         self.receive()
     }
 }
+
+#[cfg(test)]
+mod tests;
