@@ -202,7 +202,7 @@ impl VirtioDevice for Net {
         self.active = Some(Active {
             dma,
             features,
-            rx: RxQueue::new(rx, has(features, VIRTIO_NET_F_MRG_RXBUF)),
+            rx: RxQueue::new(rx, features),
             tx: TxQueue::new(tx),
             ctrl: CtrlQueue::new(ctrl),
         });

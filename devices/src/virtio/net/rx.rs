@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::io;
 
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-use super::{Complaints, MAX_CHAIN_SEGMENTS, MAX_FRAME_BYTES};
+use super::{Complaints, MAX_CHAIN_SEGMENTS, MAX_FRAME_BYTES, has};
 use crate::dma::GuestRam;
 use crate::net::{NetBackend, VNET_HEADER_BYTES};
 use crate::virtio::device::DeviceFailed;
@@ -13,7 +14,8 @@ use crate::virtio::queue::{Chain, VirtQueue};
 
 /// Most work in one call, in frames received and chains taken; then the other devices have their turn.
 const WORK_PER_CALL: usize = 256;
-/// Offset of `num_buffers` in `struct virtio_net_hdr_v1`.
+/// Offsets of `flags` and `num_buffers` in `struct virtio_net_hdr_v1`.
+const FLAGS_OFFSET: usize = 0;
 const NUM_BUFFERS_OFFSET: usize = 10;
 /// Enough room for a frame that is not the result of segmentation offload, on a usual Ethernet.
 const SMALL_FRAME_BYTES: usize = 2048;
@@ -59,6 +61,8 @@ struct Received {
 pub(super) struct RxQueue {
     queue: VirtQueue,
     mergeable: bool,
+    /// The driver knows the flags in the header (`GUEST_CSUM`).
+    flags_known: bool,
     /// Chains taken, in order, and their writable segments.
     buffers: VecDeque<Buffer>,
     segments: VecDeque<(GuestAddress, usize)>,
@@ -76,10 +80,12 @@ pub(super) struct RxQueue {
 }
 
 impl RxQueue {
-    pub fn new(queue: VirtQueue, mergeable: bool) -> Self {
+    /// The queue for a driver with these features.
+    pub fn new(queue: VirtQueue, features: u64) -> Self {
         Self {
             queue,
-            mergeable,
+            mergeable: has(features, VIRTIO_NET_F_MRG_RXBUF),
+            flags_known: has(features, VIRTIO_NET_F_GUEST_CSUM),
             buffers: VecDeque::new(),
             segments: VecDeque::new(),
             room: 0,
@@ -335,6 +341,10 @@ impl RxQueue {
             NUM_BUFFERS_OFFSET,
             VolatileSlice::from(&mut num_buffers[..]),
         );
+        if !self.flags_known {
+            // The host may have said that it checked the checksum; this driver must see no flags (5.1.6.4.1).
+            self.scatter(ram, FLAGS_OFFSET, VolatileSlice::from(&mut [0][..]));
+        }
         for buffer in self.buffers.drain(..self.used.len()) {
             self.room -= buffer.len;
         }

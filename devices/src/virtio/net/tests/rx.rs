@@ -147,6 +147,19 @@ fn without_merging_each_frame_has_its_chain() {
 }
 
 #[test]
+fn header_flags_are_for_drivers_that_know_them() {
+    for (features, expected) in [(MERGE, 0), (MERGE | 1 << 1, 2)] {
+        let mut bench = Bench::new(features);
+        add_buffers(&mut bench, 1, 1536);
+        let mut valid = frame(1, 60);
+        valid[0] = 2;
+        bench.peer.push(&valid);
+        bench.wire_event();
+        assert_eq!(bench.read(DATA, 1), [expected]);
+    }
+}
+
+#[test]
 fn a_batch_raises_one_interrupt() {
     let mut bench = Bench::new(MERGE);
     add_buffers(&mut bench, 32, 1536);
