@@ -46,8 +46,8 @@ pub enum TapError {
     DriverPermission,
     /// This user may not use the interface.
     #[error(
-        "no permission to use TAP interface {0}: run as root, or create it with \
-         'ip tuntap add dev {0} mode tap user $USER'"
+        "no permission to use TAP interface {0}, which belongs to another user or group: run as root, or delete it \
+         and create it with 'ip tuntap add dev {0} mode tap user $USER'"
     )]
     Permission(String),
     /// Another process is attached to it.
