@@ -31,7 +31,8 @@ pub trait NetBackend: Send {
     /// Sends one frame, header first. The slices are in guest RAM, so their bytes may change under the call.
     ///
     /// # Errors
-    /// `WouldBlock` when the host takes no more now; anything else loses this frame only.
+    /// `WouldBlock` when the host takes no more now: [`NetBackend::poll_fd`] becomes writable when it does again.
+    /// Anything else loses this frame only.
     fn send(&mut self, frame: &[VolatileSlice<'_>]) -> io::Result<usize>;
 
     /// Receives one frame, header first, into the slices; returns its length with the header. A frame longer than
@@ -47,6 +48,7 @@ pub trait NetBackend: Send {
     /// What the host said.
     fn set_offloads(&mut self, offloads: NetOffloads) -> io::Result<()>;
 
-    /// Readable when a frame waits; one fd for life. None if nothing ever comes.
+    /// Readable when a frame waits, writable when one can be sent; one fd for life. None if nothing ever comes and
+    /// sending never blocks.
     fn poll_fd(&self) -> Option<RawFd>;
 }

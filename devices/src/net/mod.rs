@@ -1,5 +1,14 @@
 //! Network backends: where the frames of a NIC go. virtio-net and e1000 use the same ones.
 
 mod backend;
+mod iovec;
+#[cfg(any(test, feature = "testing"))]
+mod loopback;
+mod mac;
+mod tap;
 
 pub use backend::{NetBackend, NetOffloads, VNET_HEADER_BYTES};
+#[cfg(any(test, feature = "testing"))]
+pub use loopback::{PipeNet, PipePeer};
+pub use mac::{MacAddr, MacError};
+pub use tap::{Tap, TapError};

@@ -1,0 +1,342 @@
+//! virtio-console with one port (virtio 1.3, 5.3).
+
+use std::io;
+use std::os::fd::RawFd;
+
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::epoll::EventSet;
+
+use super::again::Again;
+use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
+use super::queue::{Chain, VirtQueue};
+use crate::console::CharBackend;
+use crate::dma::{DmaMem, GuestRam};
+use crate::ratelimit::RateLimiter;
+
+/// Console device (5.3.1).
+const DEVICE_ID: u16 = 3;
+const QUEUE_SIZE: u16 = 128;
+/// `struct virtio_console_config` (5.3.4). No feature is offered that gives a field a meaning.
+const CONFIG_BYTES: u16 = 12;
+
+/// `receiveq(port0)` and `transmitq(port0)` (5.3.2).
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+
+/// Most bytes copied at a time.
+const CHUNK_BYTES: usize = 4096;
+/// Most work in one call, in bytes; then the other devices have their turn.
+const WORK_PER_CALL: usize = 64 << 10;
+/// What a descriptor costs at least, so that short and empty ones are counted too.
+const MIN_WORK: usize = 64;
+
+/// A virtio console.
+pub struct Console {
+    port: Port,
+    again: Again,
+    active: Option<Active>,
+}
+
+/// What a driver has set up.
+struct Active {
+    dma: DmaMem,
+    receive: VirtQueue,
+    transmit: VirtQueue,
+    output: Option<Output>,
+}
+
+/// What a port is, driver or not.
+struct Port {
+    name: String,
+    backend: Box<dyn CharBackend>,
+    input: Input,
+    limiter: RateLimiter,
+}
+
+/// What is known of the backend's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// There is none now; the backend will announce more.
+    None,
+    /// There may be some, which the backend will not announce again.
+    Waiting,
+    /// There will never be any more.
+    Ended,
+}
+
+/// A chain of output that is being written.
+struct Output {
+    head: u16,
+    /// The descriptors that follow.
+    chain: Chain,
+    /// What is left of the present one.
+    addr: GuestAddress,
+    rest: usize,
+}
+
+impl Port {
+    /// Gives the driver what the backend has, as far as there are buffers; true if there is more to do.
+    fn receive(&mut self, queue: &mut VirtQueue, ram: &GuestRam) -> Result<bool, DeviceFailed> {
+        let mut chunk = [0; CHUNK_BYTES];
+        let mut work = WORK_PER_CALL;
+        queue.disable_notification()?;
+        while self.input == Input::Waiting && work > 0 {
+            work = work.saturating_sub(MIN_WORK);
+            let Some(chain) = queue.pop()? else {
+                if queue.enable_notification()? {
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head_index();
+            // No more is read than the driver has room for: the rest stays where it holds back its writer.
+            let room = writable_bytes(chain.clone()).min(CHUNK_BYTES);
+            let mut written = 0;
+            if room > 0 {
+                let len = self.read(&mut chunk[..room]);
+                if len == 0 {
+                    queue.undo_pop();
+                    break;
+                }
+                work = work.saturating_sub(len);
+                written = scatter(ram, chain, &chunk[..len]);
+            }
+            queue.add_used(head, written)?;
+        }
+        queue.notify()?;
+        Ok(self.input == Input::Waiting && work == 0)
+    }
+
+    /// Reads from the backend. When there is nothing, says so in `input`.
+    fn read(&mut self, data: &mut [u8]) -> usize {
+        loop {
+            match self.backend.read(data) {
+                Ok(0) => self.input = Input::Ended,
+                Ok(len) => return len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        self.complain("input", &error);
+                    }
+                    self.input = Input::None;
+                }
+            }
+            return 0;
+        }
+    }
+
+    /// Writes what the driver made available, going on with `output`; true if there is more to do.
+    fn transmit(
+        &mut self,
+        queue: &mut VirtQueue,
+        output: &mut Option<Output>,
+        ram: &GuestRam,
+    ) -> Result<bool, DeviceFailed> {
+        let mut chunk = [0; CHUNK_BYTES];
+        let mut work = WORK_PER_CALL;
+        let mut idle = false;
+        queue.disable_notification()?;
+        while work > 0 {
+            work = work.saturating_sub(MIN_WORK);
+            let Some(current) = output else {
+                *output = queue.pop()?.map(Output::new);
+                if output.is_none() && !queue.enable_notification()? {
+                    idle = true;
+                    break;
+                }
+                continue;
+            };
+            if current.rest == 0 {
+                if !current.next_descriptor() {
+                    queue.add_used(current.head, 0)?;
+                    *output = None;
+                }
+                continue;
+            }
+            let len = current.rest.min(CHUNK_BYTES);
+            work = work.saturating_sub(len);
+            let data = &mut chunk[..len];
+            if let Err(error) = ram.read_slice(data, current.addr) {
+                self.complain("output", &error);
+                current.rest = 0;
+                continue;
+            }
+            current.addr.0 += len as u64;
+            current.rest -= len;
+            if let Err(error) = self.backend.write(data) {
+                self.complain("output", &error);
+            }
+        }
+        queue.notify()?;
+        Ok(!idle)
+    }
+
+    fn complain(&self, what: &str, error: &dyn std::fmt::Display) {
+        if self.limiter.allow() {
+            log::warn!("{}: {what}: {error}", self.name);
+        }
+    }
+}
+
+impl Output {
+    fn new(chain: Chain) -> Self {
+        Self {
+            head: chain.head_index(),
+            chain,
+            addr: GuestAddress(0),
+            rest: 0,
+        }
+    }
+
+    /// Goes on to the next descriptor, of which nothing is left if it is not readable; false at the end.
+    fn next_descriptor(&mut self) -> bool {
+        let Some(descriptor) = self.chain.next() else {
+            return false;
+        };
+        if !descriptor.is_write_only() {
+            self.addr = descriptor.addr();
+            self.rest = descriptor.len() as usize;
+        }
+        true
+    }
+}
+
+/// How much can be written to a chain.
+fn writable_bytes(chain: Chain) -> usize {
+    chain
+        .take(QUEUE_SIZE.into())
+        .filter(|descriptor| descriptor.is_write_only())
+        .map(|descriptor| descriptor.len() as usize)
+        .fold(0, usize::saturating_add)
+}
+
+/// Writes `data` to the writable buffers of `chain`; returns how much came to lie in RAM, without a gap.
+fn scatter(ram: &GuestRam, chain: Chain, mut data: &[u8]) -> u32 {
+    let mut written = 0;
+    for descriptor in chain.take(QUEUE_SIZE.into()) {
+        if data.is_empty() {
+            break;
+        }
+        if !descriptor.is_write_only() {
+            continue;
+        }
+        let len = data.len().min(descriptor.len() as usize);
+        let (part, rest) = data.split_at(len);
+        if ram.write_slice(part, descriptor.addr()).is_err() {
+            break;
+        }
+        written += len;
+        data = rest;
+    }
+    // Cannot fail: at most `CHUNK_BYTES`.
+    u32::try_from(written).unwrap_or(0)
+}
+
+impl Console {
+    /// A console device `name` between a driver and `backend`.
+    ///
+    /// # Errors
+    /// The host has no eventfd left.
+    pub fn new(name: String, backend: Box<dyn CharBackend>) -> io::Result<Self> {
+        Ok(Self {
+            port: Port {
+                name,
+                backend,
+                input: Input::Waiting,
+                limiter: RateLimiter::default(),
+            },
+            again: Again::new()?,
+            active: None,
+        })
+    }
+
+    fn receive(&mut self) -> Result<(), DeviceFailed> {
+        if self.port.input == Input::Waiting
+            && let Some(active) = &mut self.active
+            && let Ok(ram) = active.dma.ram()
+            && self.port.receive(&mut active.receive, ram)?
+        {
+            self.again.ask();
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self) -> Result<(), DeviceFailed> {
+        if let Some(active) = &mut self.active
+            && let Ok(ram) = active.dma.ram()
+            && self
+                .port
+                .transmit(&mut active.transmit, &mut active.output, ram)?
+        {
+            self.again.ask();
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Console {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            device_id: DEVICE_ID,
+            name: self.port.name.clone(),
+            features: 0,
+            queue_sizes: vec![QUEUE_SIZE, QUEUE_SIZE],
+            config_len: CONFIG_BYTES,
+        }
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceFailed> {
+        let Ok([receive, transmit]) = <[_; 2]>::try_from(activation.queues) else {
+            return Err(DeviceFailed("not two queues".to_string()));
+        };
+        self.active = Some(Active {
+            dma: activation.dma,
+            receive,
+            transmit,
+            output: None,
+        });
+        // Input that came before the driver is not announced again, and the driver may have filled its queues
+        // already.
+        self.again.ask();
+        Ok(())
+    }
+
+    fn deactivate(&mut self) {
+        self.active = None;
+    }
+
+    fn process_queue(&mut self, index: u16) -> Result<(), DeviceFailed> {
+        match index {
+            RECEIVE => self.receive(),
+            TRANSMIT => self.transmit(),
+            _ => Ok(()),
+        }
+    }
+
+    fn backend_events(&self) -> Vec<(RawFd, EventSet)> {
+        let mut events = vec![(self.again.fd(), EventSet::IN)];
+        if let Some(fd) = self.port.backend.poll_fd() {
+            events.push((fd, EventSet::IN | EventSet::EDGE_TRIGGERED));
+        }
+        events
+    }
+
+    fn process_backend(&mut self, fd: RawFd, _events: EventSet) -> Result<(), DeviceFailed> {
+        if fd == self.again.fd() {
+            self.again.take();
+            self.transmit()?;
+        } else if self.port.input == Input::None {
+            self.port.input = Input::Waiting;
+        }
+        self.receive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
