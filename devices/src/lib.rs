@@ -2,7 +2,7 @@
 //!
 //! The crate knows no hypervisor, no command line and no machine configuration: a device is handed a wire
 //! ([`irq::IrqLine`]), a way to send message-signalled interrupts ([`irq::MsiSink`]), guest memory
-//! ([`dma::DmaMem`]) and a backend, and is tested with the fakes in [`testing`].
+//! ([`dma::DmaMem`]) and a backend, and is tested with the fakes in `testing`.
 //!
 //! Threads: a register access comes on a vCPU thread through [`bus::Bus`]; queue and backend events come on the
 //! event-loop thread. No device starts a thread.
