@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestAddress;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::console::CharBackend;
@@ -204,4 +205,18 @@ impl CharBackend for FakeLine {
     fn poll_fd(&self) -> Option<RawFd> {
         Some(self.0.as_raw_fd())
     }
+}
+
+/// Whether epoll finds `fd` readable now.
+///
+/// # Panics
+/// When `fd` is not one that epoll takes.
+#[must_use]
+pub fn readable(fd: RawFd) -> bool {
+    let epoll = Epoll::new().expect("epoll");
+    epoll
+        .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))
+        .expect("a descriptor to watch");
+    let mut events = [EpollEvent::default()];
+    epoll.wait(0, &mut events).expect("wait") > 0
 }

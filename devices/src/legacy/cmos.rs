@@ -241,14 +241,13 @@ impl Chip {
         if self.stopped() {
             return 0;
         }
-        let passed =
-            |ticks: fn(i128, u8) -> i128, rate| ticks(since_ns, rate) != ticks(now_ns, rate);
+        let rate = self.ram[REGISTER_A] & A_RATE;
+        let seconds = |ns: i128| ns.div_euclid(NS_PER_SECOND);
         let mut flags = 0;
-        if passed(|ns, _| ns.div_euclid(NS_PER_SECOND), 0) {
+        if seconds(since_ns) != seconds(now_ns) {
             flags |= C_UF;
         }
-        let rate = self.ram[REGISTER_A] & A_RATE;
-        if rate != 0 && passed(periods, rate) {
+        if rate != 0 && periods(since_ns, rate) != periods(now_ns, rate) {
             flags |= C_PF;
         }
         if flags & self.ram[REGISTER_B] != 0 {
@@ -258,7 +257,7 @@ impl Chip {
     }
 }
 
-/// How many periods of `rate`, 1 to 15, have passed at `ns` (datasheet, table 5, 32.768 kHz column).
+/// How many periods of `rate`, 1 to 15, have passed at `ns` (datasheet, "Periodic Interrupt Selection", at 32.768 kHz).
 fn periods(ns: i128, rate: u8) -> i128 {
     // The two fastest codes repeat the rates of codes 8 and 9.
     let shift = if rate < 3 { rate + 6 } else { rate - 1 };
@@ -275,7 +274,7 @@ fn encode(ram: &mut [u8; 128], guest_ns: i128) {
         if control & B_BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     };
     let hours = if control & B_24_HOURS != 0 {

@@ -42,6 +42,9 @@ pub const SLP_TYP_S5: u8 = 5;
 /// Ticks of the timer per second (4.8.3.3).
 const TICKS_PER_SECOND: u64 = 3_579_545;
 
+/// Bytes of all the registers.
+const IMAGE_BYTES: usize = 12;
+
 /// The registers. `ticks` arguments are the timer's ticks since power-on, more than 32 bits of them.
 #[derive(Debug, Default)]
 struct Chip {
@@ -62,8 +65,8 @@ impl Chip {
         self.status | carry
     }
 
-    fn image(&self, ticks: u64) -> [u8; Pm::PORT_COUNT as usize] {
-        let mut image = [0; Pm::PORT_COUNT as usize];
+    fn image(&self, ticks: u64) -> [u8; IMAGE_BYTES] {
+        let mut image = [0; IMAGE_BYTES];
         image[0..2].copy_from_slice(&self.status(ticks).to_le_bytes());
         image[2..4].copy_from_slice(&self.enable.to_le_bytes());
         image[4..6].copy_from_slice(&(self.control | SCI_EN).to_le_bytes());
@@ -116,7 +119,7 @@ pub struct Pm {
 
 impl Pm {
     /// Ports it takes, from PM1a_STS to the end of the timer.
-    pub const PORT_COUNT: u64 = 12;
+    pub const PORT_COUNT: u64 = IMAGE_BYTES as u64;
     /// Offset of the PM1a event block, 4 bytes.
     pub const PM1A_EVENT: u64 = 0;
     /// Offset of the PM1a control block, 2 bytes.
@@ -164,7 +167,7 @@ fn span(offset: u64, len: usize) -> Result<std::ops::Range<usize>, AccessError> 
     let start = usize::try_from(offset).map_err(|_| AccessError::InvalidRegister)?;
     let end = start
         .checked_add(len)
-        .filter(|end| *end as u64 <= Pm::PORT_COUNT)
+        .filter(|end| *end <= IMAGE_BYTES)
         .ok_or(AccessError::InvalidRegister)?;
     // Offsets 6 and 7 are no register.
     if start < 8 && end > 6 {

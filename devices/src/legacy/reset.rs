@@ -1,4 +1,4 @@
-//! The reset control register at port 0xcf9 (PIIX3 datasheet, 2.5.6 RC; ICH9 datasheet, 13.7.5 `RST_CNT`).
+//! The reset control register at port 0xcf9 (PIIX3 datasheet, `RC`; ICH9 datasheet, `RST_CNT`).
 //!
 //! It lies inside the dword at 0xcf8 that addresses PCI configuration space: a byte access to 0xcf9 means this
 //! register, a dword access to 0xcf8 the other. So the device at 0xcf8 owns one of these and decides.

@@ -255,7 +255,7 @@ fn memory_sizes() {
     let mut chip = Chip::new(
         MemorySizes {
             below_4g_bytes: 3072 * MIB,
-            above_4g_bytes: 8 << 30 | 4096 * MIB,
+            above_4g_bytes: (8 << 30) + 4096 * MIB,
         },
         0,
     );

@@ -41,7 +41,7 @@ bitflags! {
 }
 
 bitflags! {
-    /// Modem control register (8.9), RW.
+    /// Modem control register (8.8), RW.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     struct Mcr: u8 {
         const DTR = 1 << 0;
@@ -68,7 +68,7 @@ bitflags! {
 }
 
 bitflags! {
-    /// Modem status register (8.10), RO. The lower half tells what changed since the last read.
+    /// Modem status register (8.9), RO. The lower half tells what changed since the last read.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     struct Msr: u8 {
         const DELTA_CTS = 1 << 0;
@@ -91,7 +91,7 @@ const DELTAS: Msr = Msr::DELTA_CTS
     .union(Msr::TRAILING_EDGE_RI)
     .union(Msr::DELTA_DCD);
 
-/// Line control (8.2): divisor latch access.
+/// Line control (8.1): divisor latch access.
 const LCR_DLAB: u8 = 1 << 7;
 
 /// Interrupt identification (8.6), lower four bits, by falling priority.
@@ -165,7 +165,7 @@ impl Chip {
     }
 
     /// The level of the interrupt at the ISA slot: INTR, through the gate that OUT2 controls. In loopback the output
-    /// pins are inactive (8.9), so the gate is closed.
+    /// pins are inactive (8.8), so the gate is closed.
     pub(super) fn interrupt(&self) -> bool {
         self.mcr.contains(Mcr::OUT2)
             && !self.mcr.contains(Mcr::LOOP)

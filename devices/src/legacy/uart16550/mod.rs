@@ -12,7 +12,7 @@ mod chip;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -253,7 +253,7 @@ impl Reset for Uart16550 {
 pub struct UartInput {
     uart: Arc<Uart16550>,
     /// None when input never comes, or has ended.
-    backend_fd: Option<i32>,
+    backend_fd: Option<RawFd>,
     watching: bool,
 }
 
