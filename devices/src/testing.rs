@@ -1,14 +1,19 @@
 //! Fakes for tests: wires, an MSI sink, doorbells, RAM.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestAddress;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::console::CharBackend;
 use crate::dma::GuestRam;
 use crate::irq::{Doorbell, IrqLine, IrqPin, MsiMessage, MsiSink, MsiVector};
+use crate::legacy::{PowerControl, PowerEvent};
 
 /// `len` bytes of guest RAM at address 0.
 ///
@@ -151,4 +156,67 @@ impl Doorbell for FakeDoorbell {
         self.0.lock().expect("lock").retain(|bound| *bound != addr);
         Ok(())
     }
+}
+
+/// Remembers what devices asked of the machine.
+#[derive(Default)]
+pub struct FakePower(Mutex<Vec<PowerEvent>>);
+
+impl FakePower {
+    /// The requests since the last call, in order.
+    #[must_use]
+    pub fn take(&self) -> Vec<PowerEvent> {
+        std::mem::take(&mut *self.0.lock().expect("lock"))
+    }
+}
+
+impl PowerControl for FakePower {
+    fn request(&self, event: PowerEvent) {
+        self.0.lock().expect("lock").push(event);
+    }
+}
+
+/// One end of a line; a test holds the other. Output that the test does not take fills the line's buffer, and is
+/// then an error.
+pub struct FakeLine(UnixStream);
+
+impl FakeLine {
+    /// A backend and the far end of its line. Dropping the far end ends the input and breaks the output.
+    ///
+    /// # Panics
+    /// When the host has no sockets left.
+    #[must_use]
+    pub fn pair() -> (Self, UnixStream) {
+        let (near, far) = UnixStream::pair().expect("socket pair");
+        near.set_nonblocking(true).expect("non-blocking");
+        (Self(near), far)
+    }
+}
+
+impl CharBackend for FakeLine {
+    fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        self.0.write_all(data)
+    }
+
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        self.0.read(data)
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.0.as_raw_fd())
+    }
+}
+
+/// Whether epoll finds `fd` readable now.
+///
+/// # Panics
+/// When `fd` is not one that epoll takes.
+#[must_use]
+pub fn readable(fd: RawFd) -> bool {
+    let epoll = Epoll::new().expect("epoll");
+    epoll
+        .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))
+        .expect("a descriptor to watch");
+    let mut events = [EpollEvent::default()];
+    epoll.wait(0, &mut events).expect("wait") > 0
 }
