@@ -127,11 +127,7 @@ mod tests {
             len_bytes: 512,
             unmap: true,
         };
-        for op in [
-            BlockOp::Write,
-            BlockOp::Discard { len_bytes: 512 },
-            zeroes,
-        ] {
+        for op in [BlockOp::Write, BlockOp::Discard { len_bytes: 512 }, zeroes] {
             assert!(matches!(
                 request(op, 0, &[512]).check(&info),
                 Err(BlockError::ReadOnly)
