@@ -308,3 +308,112 @@ impl Bounce {
         Ok((index, within))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::test_ram;
+
+    fn job(op: BlockOp, len_bytes: u64, block_device: bool) -> Job {
+        let segments = match op {
+            BlockOp::Read | BlockOp::Write => vec![(0, u32::try_from(len_bytes).unwrap())],
+            _ => Vec::new(),
+        };
+        let request = BlockRequest {
+            op,
+            offset_bytes: 4096,
+            segments,
+            ram: test_ram(0x10000),
+            token: 1,
+        };
+        Job::new(request, len_bytes, None, block_device).unwrap()
+    }
+
+    /// The step in a word, where it starts and how long it is.
+    fn step(job: &Job) -> (&'static str, u64, u64) {
+        match job.step() {
+            Step::Transfer {
+                write,
+                buffers,
+                offset_bytes,
+            } => {
+                let len: usize = buffers.iovecs().iter().map(|iovec| iovec.iov_len).sum();
+                (
+                    if write { "write" } else { "read" },
+                    offset_bytes,
+                    len as u64,
+                )
+            }
+            Step::Allocate {
+                mode,
+                offset_bytes,
+                len_bytes,
+            } => {
+                assert!(mode.contains(FallocateFlags::KEEP_SIZE));
+                let punch = mode.contains(FallocateFlags::PUNCH_HOLE);
+                (
+                    if punch { "punch" } else { "zero" },
+                    offset_bytes,
+                    len_bytes,
+                )
+            }
+            Step::DiscardBlocks {
+                offset_bytes,
+                len_bytes,
+            } => ("discard", offset_bytes, len_bytes),
+            Step::Sync => ("sync", 0, 0),
+        }
+    }
+
+    #[test]
+    fn short_transfers_go_on_where_they_stopped() {
+        let mut job = job(BlockOp::Read, 4096, false);
+        assert_eq!(step(&job), ("read", 4096, 4096));
+        assert!(job.advance(Ok(1000)).is_none());
+        assert_eq!(step(&job), ("read", 5096, 3096));
+        assert!(job.advance(Err(Errno::INTR)).is_none());
+        assert_eq!(step(&job), ("read", 5096, 3096));
+        assert!(matches!(job.advance(Ok(3096)), Some(Ok(()))));
+    }
+
+    #[test]
+    fn transfers_that_get_nowhere_fail() {
+        for result in [Ok(0), Ok(4097), Err(Errno::IO), Err(Errno::OPNOTSUPP)] {
+            let mut job = job(BlockOp::Write, 4096, false);
+            assert!(matches!(job.advance(result), Some(Err(_))), "{result:?}");
+        }
+        let mut job = job(BlockOp::Write, 4096, false);
+        let tries = (0..1000).take_while(|_| job.advance(Err(Errno::AGAIN)).is_none());
+        assert_eq!(tries.count(), usize::from(MAX_RETRIES));
+    }
+
+    #[test]
+    fn zeroes_are_written_out_where_the_host_cannot_make_them() {
+        let len_bytes = ZERO_STEP_BYTES as u64 + 512;
+        let unmap = true;
+        let mut job = job(BlockOp::WriteZeroes { len_bytes, unmap }, len_bytes, false);
+        assert_eq!(step(&job), ("punch", 4096, len_bytes));
+        assert!(job.advance(Err(Errno::OPNOTSUPP)).is_none());
+        assert_eq!(step(&job), ("zero", 4096, len_bytes));
+        assert!(job.advance(Err(Errno::OPNOTSUPP)).is_none());
+        let first = ZERO_STEP_BYTES as u64;
+        assert_eq!(step(&job), ("write", 4096, first));
+        assert!(job.advance(Ok(first)).is_none());
+        assert_eq!(step(&job), ("write", 4096 + first, 512));
+        assert!(matches!(job.advance(Ok(512)), Some(Ok(()))));
+    }
+
+    #[test]
+    fn a_discard_that_no_one_can_do_is_done() {
+        let len_bytes = 4096;
+        for block_device in [false, true] {
+            let mut job = job(BlockOp::Discard { len_bytes }, len_bytes, block_device);
+            assert_eq!(step(&job), ("punch", 4096, 4096));
+            if block_device {
+                assert!(job.advance(Err(Errno::OPNOTSUPP)).is_none());
+                assert_eq!(step(&job), ("discard", 4096, 4096));
+            }
+            assert!(matches!(job.advance(Err(Errno::OPNOTSUPP)), Some(Ok(()))));
+        }
+    }
+}
