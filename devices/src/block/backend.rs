@@ -24,7 +24,7 @@ pub struct BlockInfo {
     pub write_zeroes: bool,
 }
 
-/// What a request does. Offsets and lengths are in bytes, multiples of 512.
+/// What a request does. Offsets and lengths are in bytes, multiples of [`BlockInfo::logical_block_bytes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockOp {
     /// Fill the segments from the medium.
@@ -66,7 +66,7 @@ pub struct BlockRequest {
 /// Why a request failed.
 #[derive(Debug, Error)]
 pub enum BlockError {
-    /// Beyond the end of the medium, or not a multiple of 512.
+    /// Beyond the end of the medium.
     #[error("{len_bytes} bytes at {offset_bytes} are not within the disk of {size_bytes} bytes")]
     OutOfRange {
         /// Offset asked for.
@@ -75,6 +75,16 @@ pub enum BlockError {
         len_bytes: u64,
         /// Capacity.
         size_bytes: u64,
+    },
+    /// Not whole blocks.
+    #[error("{len_bytes} bytes at {offset_bytes} are not whole blocks of {block_bytes} bytes")]
+    Misaligned {
+        /// Offset asked for.
+        offset_bytes: u64,
+        /// Length asked for.
+        len_bytes: u64,
+        /// The disk's [`BlockInfo::logical_block_bytes`].
+        block_bytes: u32,
     },
     /// A write to a read-only disk.
     #[error("the disk is read-only")]

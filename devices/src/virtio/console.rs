@@ -6,9 +6,9 @@ use std::os::fd::RawFd;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
-use super::again::Again;
 use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 use super::queue::{Chain, VirtQueue};
+use super::rerun::Rerun;
 use crate::console::CharBackend;
 use crate::dma::{DmaMem, GuestRam};
 use crate::ratelimit::RateLimiter;
@@ -33,7 +33,7 @@ const MIN_WORK: usize = 64;
 /// A virtio console.
 pub struct Console {
     port: Port,
-    again: Again,
+    rerun: Rerun,
     active: Option<Active>,
 }
 
@@ -245,7 +245,7 @@ impl Console {
                 input: Input::Waiting,
                 limiter: RateLimiter::default(),
             },
-            again: Again::new()?,
+            rerun: Rerun::new()?,
             active: None,
         })
     }
@@ -256,7 +256,7 @@ impl Console {
             && let Ok(ram) = active.dma.ram()
             && self.port.receive(&mut active.receive, ram)?
         {
-            self.again.ask();
+            self.rerun.ask();
         }
         Ok(())
     }
@@ -268,7 +268,7 @@ impl Console {
                 .port
                 .transmit(&mut active.transmit, &mut active.output, ram)?
         {
-            self.again.ask();
+            self.rerun.ask();
         }
         Ok(())
     }
@@ -303,7 +303,7 @@ impl VirtioDevice for Console {
         });
         // Input that came before the driver is not announced again, and the driver may have filled its queues
         // already.
-        self.again.ask();
+        self.rerun.ask();
         Ok(())
     }
 
@@ -320,7 +320,7 @@ impl VirtioDevice for Console {
     }
 
     fn backend_events(&self) -> Vec<(RawFd, EventSet)> {
-        let mut events = vec![(self.again.fd(), EventSet::IN)];
+        let mut events = vec![self.rerun.event()];
         if let Some(fd) = self.port.backend.poll_fd() {
             events.push((fd, EventSet::IN | EventSet::EDGE_TRIGGERED));
         }
@@ -328,8 +328,7 @@ impl VirtioDevice for Console {
     }
 
     fn process_backend(&mut self, fd: RawFd, _events: EventSet) -> Result<(), DeviceFailed> {
-        if fd == self.again.fd() {
-            self.again.take();
+        if self.rerun.clear(fd) {
             self.transmit()?;
         } else if self.port.input == Input::None {
             self.port.input = Input::Waiting;

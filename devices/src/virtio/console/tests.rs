@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::*;
 use crate::sync::lock;
 use crate::testing::test_ram;
-use crate::virtio::test_driver::{
+use crate::virtio::net_test_driver::{
     CountedInterrupts, DriverQueue, NEXT, RING_BYTES, readable, writable,
 };
 
@@ -106,10 +106,10 @@ impl Bench {
     }
 
     fn again(&mut self) -> bool {
-        let asked = self.console.again.take();
+        let asked = self.console.rerun.is_asked();
         if asked {
-            let fd = self.console.again.fd();
-            self.console.process_backend(fd, EventSet::IN).unwrap();
+            let (fd, events) = self.console.rerun.event();
+            self.console.process_backend(fd, events).unwrap();
         }
         asked
     }

@@ -21,8 +21,8 @@ use vmm_sys_util::epoll::EventSet;
 use self::ctrl::CtrlQueue;
 use self::rx::{RxOutcome, RxQueue};
 use self::tx::{TxOutcome, TxQueue};
-use super::again::Again;
 use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
+use super::rerun::Rerun;
 use crate::dma::DmaMem;
 use crate::net::{MacAddr, NetBackend, NetOffloads};
 use crate::ratelimit::RateLimiter;
@@ -73,7 +73,7 @@ pub struct Net {
     /// The address after a reset.
     permanent_mac: MacAddr,
     mac: MacAddr,
-    again: Again,
+    rerun: Rerun,
     /// The backend may have frames that it will not announce again.
     frames_waiting: bool,
     limiter: RateLimiter,
@@ -100,7 +100,7 @@ impl Net {
             backend,
             permanent_mac: mac,
             mac,
-            again: Again::new()?,
+            rerun: Rerun::new()?,
             frames_waiting: true,
             limiter: RateLimiter::default(),
             active: None,
@@ -121,7 +121,7 @@ impl Net {
         let outcome = active.rx.run(ram, &mut *self.backend, &log)?;
         self.frames_waiting = outcome != RxOutcome::Drained;
         if outcome == RxOutcome::MoreToDo {
-            self.again.ask();
+            self.rerun.ask();
         }
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Net {
             limiter: &self.limiter,
         };
         if active.tx.run(ram, &mut *self.backend, &log)? == TxOutcome::MoreToDo {
-            self.again.ask();
+            self.rerun.ask();
         }
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Net {
             mac: &mut self.mac,
         };
         if active.ctrl.run(ram, &mut target)? {
-            self.again.ask();
+            self.rerun.ask();
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ impl VirtioDevice for Net {
         // Frames that came before the driver are not announced again, and the driver may have filled its queues
         // already.
         self.frames_waiting = true;
-        self.again.ask();
+        self.rerun.ask();
         Ok(())
     }
 
@@ -229,7 +229,7 @@ impl VirtioDevice for Net {
     }
 
     fn backend_events(&self) -> Vec<(RawFd, EventSet)> {
-        let mut events = vec![(self.again.fd(), EventSet::IN)];
+        let mut events = vec![self.rerun.event()];
         if let Some(fd) = self.backend.poll_fd() {
             events.push((fd, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED));
         }
@@ -237,8 +237,7 @@ impl VirtioDevice for Net {
     }
 
     fn process_backend(&mut self, fd: RawFd, events: EventSet) -> Result<(), DeviceFailed> {
-        if fd == self.again.fd() {
-            self.again.take();
+        if self.rerun.clear(fd) {
             if self.frames_waiting {
                 self.receive()?;
             }

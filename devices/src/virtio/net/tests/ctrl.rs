@@ -1,7 +1,7 @@
 //! Control commands.
 
 use super::*;
-use crate::virtio::test_driver::{NEXT, readable, writable};
+use crate::virtio::net_test_driver::{NEXT, readable, writable};
 
 const ACK: u64 = DATA + 0x8000;
 const OK: u8 = 0;

@@ -13,7 +13,7 @@ use super::*;
 use crate::dma::GuestRam;
 use crate::net::{PipeNet, PipePeer};
 use crate::testing::test_ram;
-use crate::virtio::test_driver::{CountedInterrupts, DriverQueue, RING_BYTES};
+use crate::virtio::net_test_driver::{CountedInterrupts, DriverQueue, RING_BYTES};
 
 const RAM_BYTES: usize = 4 << 20;
 /// First address after the rings.
@@ -89,11 +89,10 @@ impl Bench {
 
     /// Whether the device had asked to be called again; if so, it is.
     fn again(&mut self) -> bool {
-        let asked = self.net.again.take();
+        let asked = self.net.rerun.is_asked();
         if asked {
-            self.net.again.ask();
-            let fd = self.net.again.fd();
-            self.net.process_backend(fd, EventSet::IN).unwrap();
+            let (fd, events) = self.net.rerun.event();
+            self.net.process_backend(fd, events).unwrap();
         }
         asked
     }
@@ -193,7 +192,7 @@ fn nothing_happens_without_a_driver_or_bus_mastering() {
 
     bench.activate(MERGE).unwrap();
     bench.bus_master.store(false, Ordering::Release);
-    let buffer = crate::virtio::test_driver::writable(DATA, 2048);
+    let buffer = crate::virtio::net_test_driver::writable(DATA, 2048);
     bench.rx.add(&[buffer]);
     assert!(bench.again());
     bench.wire_event();

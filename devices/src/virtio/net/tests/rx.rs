@@ -1,7 +1,7 @@
 //! Receiving.
 
 use super::*;
-use crate::virtio::test_driver::{NEXT, WRITE, readable, writable};
+use crate::virtio::net_test_driver::{NEXT, WRITE, readable, writable};
 
 /// Adds `count` buffers of `len` bytes each, at intervals of `len`; returns their heads.
 fn add_buffers(bench: &mut Bench, count: u64, len: u32) -> Vec<u16> {

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use super::*;
-use crate::virtio::test_driver::{NEXT, readable, writable};
+use crate::virtio::net_test_driver::{NEXT, readable, writable};
 
 fn kick(bench: &mut Bench) {
     bench.net.process_queue(TX).unwrap();
