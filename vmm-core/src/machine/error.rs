@@ -5,8 +5,9 @@ use std::io;
 use devices::block::DiskError;
 use devices::bus::BusError;
 use devices::console::CharError;
-use devices::net::TapError;
+use devices::net::{MacError, TapError};
 use devices::pci::RootBusError;
+use devices::virtio::VirtioPciError;
 use thiserror::Error;
 
 use crate::arch::acpi::AcpiError;
@@ -49,6 +50,12 @@ pub enum MachineError {
     /// A network interface.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A network interface's MAC address.
+    #[error(transparent)]
+    Mac(#[from] MacError),
+    /// A virtio device does not fit its transport.
+    #[error(transparent)]
+    Virtio(#[from] VirtioPciError),
     /// A serial port or console.
     #[error(transparent)]
     Char(#[from] CharError),
@@ -91,6 +98,7 @@ impl MachineError {
             | Self::Boot(_)
             | Self::Disk(_)
             | Self::Tap(_)
+            | Self::Mac(_)
             | Self::Char(_)
             | Self::Pci(_)
             | Self::Memory(MemoryError::TooMuch { .. } | MemoryError::Refused { .. })
@@ -100,6 +108,7 @@ impl MachineError {
             Self::Memory(_)
             | Self::Kvm(_)
             | Self::Acpi(_)
+            | Self::Virtio(_)
             | Self::Bus(_)
             | Self::EventLoop(_)
             | Self::Host { .. } => false,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use devices::block::{RawFile, RawOptions};
 use devices::bus::BusDevice;
 use devices::console::{
-    CharBackend, CharError, Escape, FileBackend, NullBackend, PtyBackend, SocketBackend, StdioBackend,
+    CharBackend, CharError, EscapeFilter, FileBackend, NullBackend, PtyBackend, SocketBackend, StdioBackend,
 };
 use devices::dma::GuestRam;
 use devices::irq::{Doorbell, MsiSink};
@@ -14,7 +14,7 @@ use devices::legacy::{
     Cmos, I8042, MemorySizes, Pm, PowerControl, PowerEvent, Pvpanic, Reset, ResetSource, Uart16550,
 };
 use devices::net::{MacAddr, Tap};
-use devices::pci::{Ecam, HostBridge, PciConfigPorts, PciDevice, PciWindows, RootBus, RootBusError, intx_line};
+use devices::pci::{CONFIG_PORT_COUNT, Ecam, HostBridge, PciConfigPorts, PciDevice, PciWindows, RootBus, RootBusError, intx_line};
 use devices::virtio::{Blk, Console, Net, Rng, VirtioDevice, VirtioPci};
 
 use super::MachineError;
@@ -75,7 +75,7 @@ fn open_char(
         CharTarget::Stdio => {
             let queue = Arc::clone(queue);
             let quit = Box::new(move || queue.push(MachineEvent::Quit));
-            Box::new(Escape::new(Box::new(StdioBackend::new()), quit))
+            Box::new(EscapeFilter::new(Box::new(StdioBackend::new()), quit))
         }
         CharTarget::Null => Box::new(NullBackend),
         CharTarget::Pty => {
@@ -128,7 +128,7 @@ impl Devices {
     /// Finishes what is in flight. All vCPU threads have ended.
     pub fn shut_down(&self) {
         for device in &self.virtio {
-            device.shut_down();
+            device.shutdown();
         }
     }
 }
@@ -169,7 +169,7 @@ impl<'a> Wiring<'a> {
             Box::new(move || power.request(PowerEvent::Reset(ResetSource::ResetControl)))
         };
         let config_ports = Arc::new(PciConfigPorts::new(Arc::clone(&root), on_reset));
-        buses.pio.insert(layout::PCI_CONFIG_ADDRESS, layout::PCI_CONFIG_PORTS, config_ports.clone())?;
+        buses.pio.insert(layout::PCI_CONFIG_ADDRESS, CONFIG_PORT_COUNT, config_ports.clone())?;
         buses.mmio.insert(layout::ECAM, layout::ECAM_BYTES, Arc::new(Ecam::new(Arc::clone(&root))))?;
         let slot = root.insert(Arc::new(HostBridge::new()), None)?;
         Ok(Self {
@@ -200,9 +200,11 @@ impl<'a> Wiring<'a> {
             self.add_net(index, tap, mac)?;
         }
         if let Some(backend) = console {
-            self.add_virtio(Box::new(Console::new("virtio-console0".into(), backend)))?;
+            let device = Console::new("virtio-console0".into(), backend).map_err(host("create a virtio device"))?;
+            self.add_virtio(Box::new(device))?;
         }
-        self.add_virtio(Box::new(Rng::new("virtio-rng0".into())))?;
+        let device = Rng::new("virtio-rng0".into()).map_err(host("create a virtio device"))?;
+            self.add_virtio(Box::new(device))?;
         self.root.assign_resources()?;
         Ok(Devices {
             vm: self.vm.clone(),
@@ -223,9 +225,9 @@ impl<'a> Wiring<'a> {
         let below_4g = sizes.first().map_or(0, |(_, len)| *len);
         let cmos = Arc::new(Cmos::new(MemorySizes { below_4g_bytes: below_4g, above_4g_bytes: ram_bytes - below_4g }));
         let pvpanic = Arc::new(Pvpanic::new(Arc::clone(&self.power)));
-        self.add_legacy_device(layout::PM, layout::PM_PORTS, pm.clone())?;
-        self.add_legacy_device(layout::I8042, layout::I8042_PORTS, i8042)?;
-        self.add_legacy_device(layout::CMOS, layout::CMOS_PORTS, cmos)?;
+        self.add_legacy_device(layout::PM1A_EVENT, Pm::PORT_COUNT, pm.clone())?;
+        self.add_legacy_device(layout::I8042_DATA, I8042::PORT_COUNT, i8042)?;
+        self.add_legacy_device(layout::CMOS, Cmos::PORT_COUNT, cmos)?;
         self.add_legacy_device(layout::PVPANIC, 1, pvpanic)?;
         Ok(pm)
     }
@@ -245,19 +247,21 @@ impl<'a> Wiring<'a> {
         let name = format!("com{}", index + 1);
         let line = self.vm.interrupts().line(layout::COM_GSIS[index]);
         let uart = Arc::new(Uart16550::new(name.clone(), line, backend).map_err(host("create a serial port"))?);
-        self.add_legacy_device(layout::COM_PORTS[index], layout::COM_PORT_COUNT, Arc::clone(&uart))?;
+        self.add_legacy_device(layout::COM_PORTS[index], Uart16550::PORT_COUNT, Arc::clone(&uart))?;
         self.events.add(&name, Box::new(uart.subscriber()));
         Ok(())
     }
 
     fn add_disk(&mut self, index: usize, disk: RawFile, config: &DiskConfig) -> Result<(), MachineError> {
         let name = format!("virtio-blk{index}");
-        self.add_virtio(Box::new(Blk::new(name, Box::new(disk), config.serial.as_deref())))
+        let device = Blk::new(name, Box::new(disk), config.serial.as_deref()).map_err(host("create a disk"))?;
+        self.add_virtio(Box::new(device))
     }
 
     fn add_net(&mut self, index: usize, tap: Tap, mac: MacAddr) -> Result<(), MachineError> {
         let name = format!("virtio-net{index}");
-        self.add_virtio(Box::new(Net::new(name, Box::new(tap), mac)))
+        let device = Net::new(name, Box::new(tap), mac).map_err(host("create a network interface"))?;
+        self.add_virtio(Box::new(device))
     }
 
     fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
@@ -265,7 +269,7 @@ impl<'a> Wiring<'a> {
         let slot = self.root.next_slot().ok_or_else(|| RootBusError::Full { name: name.clone() })?;
         let line = self.vm.interrupts().line(layout::PCI_INTX_GSI + u32::from(intx_line(slot, 0)));
         let msi: Arc<dyn MsiSink> = Arc::new(self.vm.interrupts().clone());
-        let function = VirtioPci::new(device, Arc::clone(self.ram), msi, line).map_err(host("create a virtio device"))?;
+        let function = VirtioPci::new(device, Arc::clone(self.ram), msi, line)?;
         self.events.add(&name, Box::new(function.subscriber()));
         self.root.insert(Arc::clone(&function) as Arc<dyn PciDevice>, Some(slot))?;
         self.slots.push(slot);
