@@ -1,8 +1,11 @@
 //! A split virtqueue as a device uses it (virtio 1.3, 2.7).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::device::DeviceFailed;
 use crate::dma::{DmaMem, GuestRam};
@@ -24,10 +27,12 @@ pub struct VirtQueue {
     queue: Queue,
     dma: DmaMem,
     interrupt: Arc<dyn QueueInterrupt>,
+    /// Chains were handed back since the driver was last told.
+    unannounced: bool,
 }
 
 impl VirtQueue {
-    /// Queue number `index`, working in `dma`.
+    /// Queue number `index`, working in `dma`. If it is ready, its rings lie in RAM.
     #[must_use]
     pub fn new(index: u16, queue: Queue, dma: DmaMem, interrupt: Arc<dyn QueueInterrupt>) -> Self {
         Self {
@@ -35,11 +40,12 @@ impl VirtQueue {
             queue,
             dma,
             interrupt,
+            unannounced: false,
         }
     }
 
     /// Takes the next chain that the driver made available, or none: the queue is empty, not enabled, or bus
-    /// mastering is off.
+    /// mastering is off. The chain may turn out empty, its head index wrong: [`VirtQueue::add_used`] then fails.
     ///
     /// # Errors
     /// The driver's available index is impossible.
@@ -62,21 +68,28 @@ impl VirtQueue {
         self.queue.go_to_previous_position();
     }
 
-    /// Hands the chain that began at `head` back to the driver, with `len` bytes written to it.
+    /// Hands the chain that began at `head` back to the driver, with `len` bytes written to it. While bus mastering
+    /// is off the driver does not learn of it.
     ///
     /// # Errors
-    /// The used ring is not in RAM.
+    /// The driver made a chain available whose head is not in the descriptor table.
     pub fn add_used(&mut self, head: u16, len: u32) -> Result<(), DeviceFailed> {
         let Ok(ram) = self.dma.ram() else {
             return Ok(());
         };
+        // The library would log each such head, as often as the guest likes.
+        if head >= self.queue.size() {
+            let error = format!("head {head} of a queue of {}", self.queue.size());
+            return Err(failed(self.index, "available ring", &error));
+        }
+        self.unannounced = true;
         self.queue
             .add_used(ram.as_ref(), head, len)
             .map_err(|e| failed(self.index, "used ring", &e))
     }
 
     /// Interrupts the driver if it asked for it (flags or `used_event`). Once after a batch of
-    /// [`VirtQueue::add_used`].
+    /// [`VirtQueue::add_used`]; cheap when there was none.
     ///
     /// # Errors
     /// The rings are not in RAM.
@@ -84,11 +97,22 @@ impl VirtQueue {
         let Ok(ram) = self.dma.ram() else {
             return Ok(());
         };
-        if self
+        if !std::mem::take(&mut self.unannounced) {
+            return Ok(());
+        }
+        // The library decides by `used_event`, after a full barrier; the flag of drivers that negotiated no
+        // EVENT_IDX is left to us (2.7.7.2).
+        let mut wanted = self
             .queue
             .needs_notification(ram.as_ref())
-            .map_err(|e| failed(self.index, "notification", &e))?
-        {
+            .map_err(|e| failed(self.index, "notification", &e))?;
+        if wanted && !self.queue.event_idx_enabled() {
+            let flags: u16 = ram
+                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+                .map_err(|e| failed(self.index, "notification", &e))?;
+            wanted = u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0;
+        }
+        if wanted {
             self.interrupt.signal_queue(self.index);
         }
         Ok(())
