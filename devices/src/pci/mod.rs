@@ -2,6 +2,8 @@
 
 mod access;
 pub mod config;
+#[cfg(test)]
+mod config_tests;
 mod device;
 mod host_bridge;
 mod msix;

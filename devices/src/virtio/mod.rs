@@ -3,8 +3,12 @@
 mod device;
 mod pci;
 mod pci_common;
+#[cfg(test)]
+mod pci_hostile_tests;
 mod pci_interrupt;
 mod pci_subscriber;
+#[cfg(test)]
+mod pci_test_guest;
 #[cfg(test)]
 mod pci_tests;
 mod queue;

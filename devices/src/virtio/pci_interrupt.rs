@@ -104,17 +104,10 @@ impl Interrupts {
         self.needs_reset.store(false, Ordering::Release);
     }
 
-    fn raise(&self, isr: u8, vector: Option<&AtomicU16>) {
-        if self.msix.enabled() {
-            // NO_VECTOR is no vector of the table.
-            if let Some(vector) = vector {
-                self.msix.trigger(vector.load(Ordering::Acquire));
-            }
-        } else {
-            let mut intx = lock(&self.intx);
-            intx.isr |= isr;
-            self.sync_line(&intx);
-        }
+    fn set_isr(&self, bit: u8) {
+        let mut intx = lock(&self.intx);
+        intx.isr |= bit;
+        self.sync_line(&intx);
     }
 
     fn sync_line(&self, intx: &Intx) {
@@ -125,11 +118,21 @@ impl Interrupts {
 
 impl QueueInterrupt for Interrupts {
     fn signal_queue(&self, index: u16) {
-        self.raise(ISR_QUEUE, self.queue_vectors.get(usize::from(index)));
+        if !self.msix.enabled() {
+            self.set_isr(ISR_QUEUE);
+        } else if let Some(vector) = self.queue_vectors.get(usize::from(index)) {
+            // NO_VECTOR is no vector of the table: nothing happens.
+            self.msix.trigger(vector.load(Ordering::Acquire));
+        }
     }
 
     fn signal_config(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.raise(ISR_CONFIG, Some(&self.config_vector));
+        // With MSI-X, too (4.1.4.5.1).
+        self.set_isr(ISR_CONFIG);
+        if self.msix.enabled() {
+            self.msix
+                .trigger(self.config_vector.load(Ordering::Acquire));
+        }
     }
 }
