@@ -509,6 +509,49 @@ mod tests {
         assert_eq!(sink.asked.load(Ordering::SeqCst), 1);
     }
 
+    struct CountingLine(EventFd, Arc<AtomicU32>);
+
+    impl MsiVector for CountingLine {
+        fn route(&self, _message: Option<MsiMessage>) -> io::Result<()> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+        fn trigger(&self) -> &EventFd {
+            &self.0
+        }
+    }
+
+    #[derive(Default)]
+    struct Counting(Arc<AtomicU32>);
+
+    impl MsiSink for Counting {
+        fn send(&self, _message: MsiMessage) -> io::Result<()> {
+            panic!("there is a route");
+        }
+        fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
+            let line = CountingLine(EventFd::new(0)?, self.0.clone());
+            Ok(Box::new(line))
+        }
+    }
+
+    #[test]
+    fn masking_costs_no_routing() {
+        let sink = Arc::new(Counting::default());
+        let (mut config, msix) = function(1, sink.clone());
+        set_control(&mut config, &msix, CONTROL_ENABLE);
+        write_message(&msix, 0, MESSAGE);
+        for _ in 0..10 {
+            set_mask(&msix, 0, false);
+            msix.trigger(0);
+            set_mask(&msix, 0, true);
+            set_control(&mut config, &msix, CONTROL_ENABLE | CONTROL_FUNCTION_MASK);
+            set_control(&mut config, &msix, CONTROL_ENABLE);
+            // The same message again.
+            write_message(&msix, 0, MESSAGE);
+        }
+        assert_eq!(sink.0.load(Ordering::SeqCst), 1);
+    }
+
     struct Unroutable(EventFd);
 
     impl MsiVector for Unroutable {

@@ -252,6 +252,23 @@ fn a_device_that_does_not_activate_needs_a_reset() {
 }
 
 #[test]
+fn a_device_that_failed_before_its_driver_came_is_not_activated() {
+    let mut guest = Guest::new();
+    guest.state().fail_backend = true;
+    let (fd, events) = guest.pci.backend_events()[0];
+    guest.pci.process_backend_event(fd, events);
+    assert_eq!(guest.status(), NEEDS_RESET);
+    assert_eq!(guest.r8(ISR), 0);
+    assert!(guest.negotiate(VERSION_1));
+    guest.set_up_queue();
+    guest.add_status(DRIVER_OK);
+    assert_eq!(guest.state().activations, 0);
+    guest.clear_ring();
+    guest.start();
+    guest.echo(b"hello");
+}
+
+#[test]
 fn accesses_that_no_register_supports_are_refused() {
     let guest = Guest::new();
     let read = |offset, len: usize| guest.pci.bar_read(0, offset, &mut vec![0; len]).err();

@@ -53,6 +53,7 @@ pub(super) const ISR: u64 = 0x100;
 pub(super) const DEVICE_CONFIG: u64 = 0x200;
 pub(super) const NOTIFY: u64 = 0x1000;
 pub(super) const MSIX_TABLE: u64 = 0x2000;
+pub(super) const MSIX_PBA: u64 = 0x3000;
 
 /// What the echo device was asked to do, and what it is to do.
 #[derive(Default)]

@@ -318,6 +318,24 @@ fn reset_takes_interrupts_back() {
 }
 
 #[test]
+fn reset_forgets_interrupts_that_wait_for_their_mask() {
+    let mut guest = Guest::new();
+    guest.enable_msix();
+    guest.reset();
+    guest.w16(VECTOR, 0);
+    assert!(guest.negotiate(VERSION_1));
+    guest.set_up_queue();
+    guest.add_status(DRIVER_OK);
+    guest.w32(MSIX_TABLE + 12, 1);
+    guest.echo(b"hello");
+    assert_eq!(guest.r64(MSIX_PBA), 1);
+    guest.reset();
+    assert_eq!(guest.r64(MSIX_PBA), 0);
+    guest.w32(MSIX_TABLE + 12, 0);
+    assert_eq!(guest.raised(0), 0);
+}
+
+#[test]
 fn machine_reset_is_power_on() {
     let mut guest = Guest::new();
     guest.enable_msix();
