@@ -1,5 +1,21 @@
 //! PCI: functions, their configuration space, and the root bus.
 
+mod access;
+pub mod config;
+#[cfg(test)]
+mod config_tests;
 mod device;
+mod host_bridge;
+mod msix;
+mod root;
+#[cfg(test)]
+mod root_tests;
 
+pub use access::{CONFIG_PORT_COUNT, ECAM_BUS_BYTES, Ecam, PciConfigPorts};
+pub use config::{BarKind, PciConfig, PciConfigError, PciIds};
 pub use device::{BarChange, BarSpace, DoorbellSpec, PciDevice};
+pub use host_bridge::HostBridge;
+pub use msix::{MSIX_ENTRY_BYTES, MSIX_MAX_VECTORS, Msix, MsixLayout};
+pub use root::{
+    DEVICE_COUNT, FUNCTION_COUNT, INTX_LINE_COUNT, PciWindows, RootBus, RootBusError, intx_line,
+};

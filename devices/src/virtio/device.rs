@@ -57,11 +57,12 @@ pub trait VirtioDevice: Send {
     /// The driver is ready. vCPU thread.
     ///
     /// # Errors
-    /// The device cannot work with what the driver set up.
+    /// The device cannot work with what the driver set up. It then keeps nothing of it: `deactivate` is not called.
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceFailed>;
 
-    /// Reset by the driver or the machine: forget the queues. After the return the device touches guest memory no
-    /// more: what is in flight has been waited for. vCPU thread or event loop.
+    /// Reset by the driver or the machine, the end of the run, or the device has failed: forget the queues. After
+    /// the return the device touches guest memory no more: what is in flight has been waited for. Called once for
+    /// each `activate` that succeeded. vCPU thread or event loop.
     fn deactivate(&mut self);
 
     /// The driver notified queue `index`. Event loop; in tests, called directly. Not called unless activated.

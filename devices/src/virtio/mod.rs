@@ -9,15 +9,31 @@ mod device;
 mod net;
 #[cfg(test)]
 mod net_test_driver;
+mod pci;
+mod pci_common;
+#[cfg(test)]
+mod pci_hostile_tests;
+mod pci_interrupt;
+mod pci_subscriber;
+#[cfg(test)]
+mod pci_test_guest;
+#[cfg(test)]
+mod pci_tests;
 mod queue;
+#[cfg(test)]
+mod queue_tests;
 mod rerun;
 mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod test_driver;
+#[cfg(test)]
+mod test_ring;
 
 pub use blk::Blk;
 pub use console::Console;
 pub use device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 pub use net::Net;
+pub use pci::{VirtioPci, VirtioPciError};
+pub use pci_subscriber::VirtioSubscriber;
 pub use queue::{Chain, QueueInterrupt, VirtQueue};
 pub use rng::Rng;

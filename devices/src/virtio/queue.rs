@@ -37,7 +37,7 @@ pub struct VirtQueue {
 }
 
 impl VirtQueue {
-    /// Queue number `index`, working in `dma`.
+    /// Queue number `index`, working in `dma`. If it is ready, its rings lie in RAM.
     #[must_use]
     pub fn new(index: u16, queue: Queue, dma: DmaMem, interrupt: Arc<dyn QueueInterrupt>) -> Self {
         let notified_used = Wrapping(queue.next_used());
@@ -51,7 +51,7 @@ impl VirtQueue {
     }
 
     /// Takes the next chain that the driver made available, or none: the queue is empty, not enabled, or bus
-    /// mastering is off.
+    /// mastering is off. The chain may turn out empty, its head index wrong: [`VirtQueue::add_used`] then fails.
     ///
     /// # Errors
     /// The driver's available index is impossible.
@@ -74,14 +74,20 @@ impl VirtQueue {
         self.queue.go_to_previous_position();
     }
 
-    /// Hands the chain that began at `head` back to the driver, with `len` bytes written to it.
+    /// Hands the chain that began at `head` back to the driver, with `len` bytes written to it. While bus mastering
+    /// is off the driver does not learn of it.
     ///
     /// # Errors
-    /// The used ring is not in RAM.
+    /// The driver made a chain available whose head is not in the descriptor table.
     pub fn add_used(&mut self, head: u16, len: u32) -> Result<(), DeviceFailed> {
         let Ok(ram) = self.dma.ram() else {
             return Ok(());
         };
+        // The library would log each such head, as often as the guest likes.
+        if head >= self.queue.size() {
+            let error = format!("head {head} of a queue of {}", self.queue.size());
+            return Err(failed(self.index, "available ring", &error));
+        }
         self.queue
             .add_used(ram.as_ref(), head, len)
             .map_err(|e| failed(self.index, "used ring", &e))
@@ -120,7 +126,7 @@ impl VirtQueue {
     }
 
     /// Interrupts the driver if it asked for it (flags or `used_event`). Once after a batch of
-    /// [`VirtQueue::add_used`].
+    /// [`VirtQueue::add_used`]; cheap when there was none.
     ///
     /// # Errors
     /// The rings are not in RAM.
