@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::cast_possible_truncation))]
 
+pub mod arch;
 pub mod boot;
 pub mod config;
 pub mod layout;
