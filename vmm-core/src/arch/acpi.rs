@@ -14,7 +14,9 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use devices::dma::GuestRam;
 use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::layout;
 
@@ -84,8 +86,21 @@ pub enum AcpiError {
 pub struct AcpiTables {
     /// Address of the RSDP, for the boot parameters.
     pub rsdp: u64,
-    /// Each table with its address; none overlap. The guest may write to them: put them back at each start.
+    /// Each table with its address; none overlap.
     pub tables: Vec<(u64, Vec<u8>)>,
+}
+
+impl AcpiTables {
+    /// Writes the tables to guest memory: before each start of the guest, as the one before may have changed them.
+    ///
+    /// # Errors
+    /// That `ram` has no memory below 1 MiB.
+    pub fn write(&self, ram: &GuestRam) -> Result<(), GuestMemoryError> {
+        for (addr, table) in &self.tables {
+            ram.write_slice(table, GuestAddress(*addr))?;
+        }
+        Ok(())
+    }
 }
 
 /// Builds the tables of `config`.

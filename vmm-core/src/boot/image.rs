@@ -32,6 +32,9 @@ pub(super) struct Extent {
     pub len: u64,
 }
 
+/// For comparing with and for writing.
+pub(super) static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
 /// Where a kernel goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Image {
@@ -117,7 +120,6 @@ pub(super) fn read_file(
 
 /// Zeroes guest memory; nothing when the range is empty or backwards.
 pub(super) fn zero(ram: &GuestRam, range: Range<u64>) -> io::Result<()> {
-    const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     let mut addr = range.start;
     while addr < range.end {
         let len = usize::try_from(range.end - addr).map_or(ZEROS.len(), |len| len.min(ZEROS.len()));

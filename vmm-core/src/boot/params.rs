@@ -82,15 +82,18 @@ pub(super) fn vmlinux_header() -> setup_header {
 
 /// Writes the boot parameters to [`layout::ZERO_PAGE`].
 pub(super) fn write(ram: &GuestRam, params: &Params) -> Result<(), BootError> {
-    let mut page = boot_params::default();
-    page.hdr = params.header;
-    page.hdr.type_of_loader = LOADER_UNREGISTERED;
-    page.hdr.cmd_line_ptr = low(layout::CMDLINE);
-    if let Some(initrd) = &params.initrd {
-        page.hdr.ramdisk_image = low(initrd.start);
-        page.hdr.ramdisk_size = low(initrd.end - initrd.start);
-    }
-    page.acpi_rsdp_addr = params.acpi_rsdp;
+    let initrd = params.initrd.clone().unwrap_or(0..0);
+    let mut page = boot_params {
+        acpi_rsdp_addr: params.acpi_rsdp,
+        hdr: setup_header {
+            type_of_loader: LOADER_UNREGISTERED,
+            cmd_line_ptr: low(layout::CMDLINE),
+            ramdisk_image: low(initrd.start),
+            ramdisk_size: low(initrd.end - initrd.start),
+            ..params.header
+        },
+        ..boot_params::default()
+    };
     let map = memory_map(ram);
     for (slot, (range, kind)) in page.e820_table.iter_mut().zip(&map) {
         *slot = boot_e820_entry {

@@ -177,7 +177,12 @@ pub(super) fn pack(format: Format, content: &[u8]) -> Vec<u8> {
             encoder.write_all(content).unwrap();
             encoder.finish().unwrap()
         }
-        Format::Zstd => zstd::encode_all(content, 1).unwrap(),
+        Format::Zstd => {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.include_checksum(true).unwrap();
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        }
     };
     packed.extend((content.len() as u32).to_le_bytes());
     packed

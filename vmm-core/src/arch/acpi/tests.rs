@@ -94,6 +94,19 @@ fn tables_are_aligned_apart_and_in_their_area() {
 }
 
 #[test]
+fn tables_are_written_where_they_say() {
+    let ram = devices::testing::test_ram(1 << 20);
+    let built = build(&config(2)).unwrap();
+    built.write(&ram).unwrap();
+    for (addr, table) in &built.tables {
+        let mut found = vec![0; table.len()];
+        ram.read_slice(&mut found, GuestAddress(*addr)).unwrap();
+        assert_eq!(&found, table, "{addr:#x}");
+    }
+    assert!(built.write(&devices::testing::test_ram(0x1000)).is_err());
+}
+
+#[test]
 fn a_small_machine_leaves_the_option_rom_area_alone() {
     let built = build(&config(256)).unwrap();
     assert!(built.tables.iter().all(|table| table.0 >= layout::RSDP));

@@ -29,27 +29,25 @@ impl Ident {
         })
     }
 
-    /// Whether the file's last change is long enough ago that another change would show: file systems' clocks tick in
-    /// milliseconds, some in seconds.
-    pub fn is_settled(&self) -> bool {
+    /// Whether the file's last change is long enough before `now` that another change would show: file systems' clocks
+    /// tick in milliseconds, some in seconds.
+    pub fn is_settled(&self, now: SystemTime) -> bool {
         const COARSEST_TICK: Duration = Duration::from_secs(2);
-        let Ok(seconds) = u64::try_from(self.changed.0) else {
-            return true;
-        };
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH + Duration::from_secs(seconds))
-            .is_ok_and(|age| age > COARSEST_TICK)
+        is_older(self.changed.0, COARSEST_TICK, now)
     }
 
-    /// Whether the file was last modified more than `age` ago.
-    pub fn older_than(&self, age: Duration) -> bool {
-        let Ok(seconds) = u64::try_from(self.modified.0) else {
-            return true;
-        };
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH + Duration::from_secs(seconds))
-            .is_ok_and(|since| since > age)
+    /// Whether the file was last modified more than `age` before `now`.
+    pub fn older_than(&self, age: Duration, now: SystemTime) -> bool {
+        is_older(self.modified.0, age, now)
     }
+}
+
+/// Whether a file's time, in seconds, is more than `age` before `now`; all that is before 1970 is.
+fn is_older(seconds: i64, age: Duration, now: SystemTime) -> bool {
+    u64::try_from(seconds).is_ok_and(|seconds| {
+        now.duration_since(UNIX_EPOCH + Duration::from_secs(seconds))
+            .is_ok_and(|since| since > age)
+    }) || seconds < 0
 }
 
 impl fmt::Display for Ident {

@@ -72,6 +72,8 @@ impl fmt::Display for Key {
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
     dir: PathBuf,
+    /// The clock; a test's may be ahead.
+    now: fn() -> SystemTime,
 }
 
 /// A file that becomes an entry or a record once it is complete; removed when it does not.
@@ -138,7 +140,10 @@ impl Cache {
                 "others may write to it",
             ));
         }
-        Ok(Self { dir })
+        Ok(Self {
+            dir,
+            now: SystemTime::now,
+        })
     }
 
     /// The entry made from `kernel`, if there is one. Its content may not be verified yet.
@@ -228,13 +233,13 @@ impl Cache {
         let Some(verified) = entry.verified else {
             return Ok(());
         };
-        if verified.older_than(USE_RESOLUTION) {
-            entry.file().set_modified(SystemTime::now())?;
+        if verified.older_than(USE_RESOLUTION, (self.now)()) {
+            entry.file().set_modified((self.now)())?;
             entry.verified = Some(entry.ident()?);
             entry.recorded = false;
         }
         let ident = Ident::of(kernel)?;
-        if entry.recorded || !ident.is_settled() {
+        if entry.recorded || !ident.is_settled((self.now)()) {
             return Ok(());
         }
         if let (Some(boot), Some(verified)) = (boot_id(), entry.verified) {
@@ -273,7 +278,7 @@ impl Cache {
 
     /// Removes all but the entries used last, and what killed runs left behind.
     fn prune(&self) {
-        let now = SystemTime::now();
+        let now = (self.now)();
         let mut entries = Vec::new();
         let mut doomed = Vec::new();
         for (name, modified) in self.names() {
