@@ -33,6 +33,8 @@ pub const CMDLINE_MAX_BYTES: u64 = 0x1_0000;
 pub const EBDA: u64 = 0x9_fc00;
 /// The RSDP, in the area where firmware puts it; the other ACPI tables follow it.
 pub const RSDP: u64 = 0xe_0000;
+/// Where ACPI tables go that do not fit behind the RSDP, as those of thousands of CPUs.
+pub const ACPI_OVERFLOW: u64 = 0xc_0000;
 /// End of the ACPI tables' area.
 pub const ACPI_END: u64 = 0x10_0000;
 /// Start of RAM above the legacy hole; where kernels are loaded.

@@ -7,6 +7,7 @@ pub mod config;
 pub mod event_loop;
 pub mod kvm;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod stats;
 pub mod vcpu;

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::boot::Entry;
+use crate::boot::{BOOT_CS, BOOT_CS32, BOOT_DS, BOOT_TSS, EntryPoint, GDT_ENTRIES};
 use crate::layout;
 
 const CR0_PE: u64 = 1;
@@ -25,18 +25,15 @@ const APIC_LVT_LINT1: usize = 0x360;
 const APIC_MODE_NMI: u32 = 4 << 8;
 const APIC_MODE_EXTINT: u32 = 7 << 8;
 
-/// GDT selectors, as the boot module lays the table out.
-const CODE_SELECTOR: u16 = 0x10;
-const DATA_SELECTOR: u16 = 0x18;
-const TSS_SELECTOR: u16 = 0x20;
-const GDT_BYTES: u16 = 5 * 8;
+#[allow(clippy::cast_possible_truncation)] // 47.
+const GDT_LIMIT: u16 = (size_of_val(&GDT_ENTRIES) - 1) as u16;
 
 /// General registers at `entry` (Linux 64-bit boot protocol: RSI holds `boot_params`; PVH: EBX holds the start
 /// information).
 #[must_use]
-pub fn general(entry: &Entry) -> kvm_regs {
+pub fn general(entry: &EntryPoint) -> kvm_regs {
     match *entry {
-        Entry::Linux64 { rip, zero_page } => kvm_regs {
+        EntryPoint::Linux64 { rip, zero_page } => kvm_regs {
             rip,
             rsi: zero_page,
             rsp: layout::BOOT_STACK,
@@ -44,9 +41,9 @@ pub fn general(entry: &Entry) -> kvm_regs {
             rflags: RFLAGS,
             ..Default::default()
         },
-        Entry::Pvh32 { eip, start_info } => kvm_regs {
-            rip: eip,
-            rbx: start_info,
+        EntryPoint::Pvh32 { eip, start_info } => kvm_regs {
+            rip: eip.into(),
+            rbx: start_info.into(),
             rflags: RFLAGS,
             ..Default::default()
         },
@@ -55,14 +52,14 @@ pub fn general(entry: &Entry) -> kvm_regs {
 
 /// Segment and control registers at `entry`; `sregs` are those of the new vCPU.
 #[must_use]
-pub fn special(entry: &Entry, mut sregs: kvm_sregs) -> kvm_sregs {
-    let long_mode = matches!(entry, Entry::Linux64 { .. });
+pub fn special(entry: &EntryPoint, mut sregs: kvm_sregs) -> kvm_sregs {
+    let long_mode = matches!(entry, EntryPoint::Linux64 { .. });
     sregs.cs = code_segment(long_mode);
     let data = data_segment();
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = task_segment();
     sregs.gdt.base = layout::GDT;
-    sregs.gdt.limit = GDT_BYTES - 1;
+    sregs.gdt.limit = GDT_LIMIT;
     sregs.idt.base = 0;
     sregs.idt.limit = 0;
     if long_mode {
@@ -123,7 +120,7 @@ fn flat_segment() -> kvm_segment {
 fn code_segment(long_mode: bool) -> kvm_segment {
     // Type 11: execute, read, accessed.
     kvm_segment {
-        selector: CODE_SELECTOR,
+        selector: if long_mode { BOOT_CS } else { BOOT_CS32 },
         type_: 11,
         l: u8::from(long_mode),
         db: u8::from(!long_mode),
@@ -134,7 +131,7 @@ fn code_segment(long_mode: bool) -> kvm_segment {
 fn data_segment() -> kvm_segment {
     // Type 3: read, write, accessed.
     kvm_segment {
-        selector: DATA_SELECTOR,
+        selector: BOOT_DS,
         type_: 3,
         db: 1,
         ..flat_segment()
@@ -144,7 +141,7 @@ fn data_segment() -> kvm_segment {
 fn task_segment() -> kvm_segment {
     // Type 11: busy TSS.
     kvm_segment {
-        selector: TSS_SELECTOR,
+        selector: BOOT_TSS,
         type_: 11,
         limit: 0x67,
         present: 1,
@@ -158,7 +155,7 @@ mod tests {
 
     #[test]
     fn linux_starts_in_long_mode_with_boot_params_in_rsi() {
-        let entry = Entry::Linux64 {
+        let entry = EntryPoint::Linux64 {
             rip: 0x100_0200,
             zero_page: 0x7000,
         };
@@ -172,7 +169,7 @@ mod tests {
 
     #[test]
     fn pvh_starts_in_protected_mode_with_start_info_in_ebx() {
-        let entry = Entry::Pvh32 {
+        let entry = EntryPoint::Pvh32 {
             eip: 0x100_0000,
             start_info: 0x6000,
         };

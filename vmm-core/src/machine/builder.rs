@@ -13,7 +13,7 @@ use super::{AtReset, Machine, MachineError, Options};
 use crate::arch::acpi::{self, AcpiConfig, AcpiTables};
 use crate::arch::cpuid::{self, Topology};
 use crate::arch::regs;
-use crate::boot::BootSource;
+use crate::boot::{BootSource, RamState};
 use crate::config::{CpuConfig, MachineConfig};
 use crate::event_loop::EventLoop;
 use crate::kvm::{KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
@@ -51,8 +51,14 @@ impl Machine {
         let grace = watch_machine(&mut events, &queue)?;
 
         // 4. The devices.
-        let buses = Buses { pio: Arc::new(Bus::new("pio")), mmio: Arc::new(Bus::new("mmio")) };
-        let power = Arc::new(PowerSwitch { gate: Arc::clone(&gate), queue: Arc::clone(&queue) });
+        let buses = Buses {
+            pio: Arc::new(Bus::new("pio")),
+            mmio: Arc::new(Bus::new("mmio")),
+        };
+        let power = Arc::new(PowerSwitch {
+            gate: Arc::clone(&gate),
+            queue: Arc::clone(&queue),
+        });
         let wiring = Wiring::new(config, &vm, &buses, &ram, &mut events, power)?;
         let devices = wiring.add_all(config, backends)?;
 
@@ -64,7 +70,7 @@ impl Machine {
         // 6. Tables and kernel in memory, the boot processor at its entry.
         let acpi = acpi_tables(config, &devices)?;
         acpi.write(&ram)?;
-        let entry = boot.load(&ram, acpi.rsdp)?;
+        let entry = boot.load(&ram, acpi.rsdp, RamState::Fresh)?;
         start_at(&vcpus[0], &entry)?;
 
         // 7. The threads, parked.
@@ -96,35 +102,64 @@ impl Machine {
 impl AtReset {
     fn of(kvm: &KvmSystem, vm: &KvmVm, vcpus: &[KvmVcpu]) -> Result<Self, MachineError> {
         let msrs = kvm.msr_indices()?;
-        let vcpus = vcpus.iter().map(|vcpu| vcpu.reset_state(&msrs)).collect::<Result<_, _>>()?;
-        Ok(Self { irqchip: vm.irqchip_state()?, vcpus })
+        let vcpus = vcpus
+            .iter()
+            .map(|vcpu| vcpu.reset_state(&msrs))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            irqchip: vm.irqchip_state()?,
+            vcpus,
+        })
     }
 }
 
 fn check_cpus(cpus: &CpuConfig, limit: u32) -> Result<(), MachineError> {
     if cpus.count > limit {
-        return Err(MachineError::TooManyCpus { asked: cpus.count, limit });
+        return Err(MachineError::TooManyCpus {
+            asked: cpus.count,
+            limit,
+        });
     }
     if cpus.affinity.is_empty() {
         return Ok(());
     }
     let available = sched_getaffinity(None).map_err(|e| host("read the CPU affinity")(e.into()))?;
     for pin in &cpus.affinity {
-        if let Some(&cpu) = pin.host_cpus.iter().find(|cpu| !available.is_set(**cpu as usize)) {
-            let all: Vec<String> =
-                (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| available.is_set(*cpu)).map(|cpu| cpu.to_string()).collect();
-            return Err(MachineError::NoSuchHostCpu { vcpu: pin.vcpu, cpu, available: all.join(", ") });
+        if let Some(&cpu) = pin
+            .host_cpus
+            .iter()
+            .find(|cpu| !available.is_set(**cpu as usize))
+        {
+            let all: Vec<String> = (0..rustix::thread::CpuSet::MAX_CPU)
+                .filter(|cpu| available.is_set(*cpu))
+                .map(|cpu| cpu.to_string())
+                .collect();
+            return Err(MachineError::NoSuchHostCpu {
+                vcpu: pin.vcpu,
+                cpu,
+                available: all.join(", "),
+            });
         }
     }
     Ok(())
 }
 
 fn affinity(cpus: &CpuConfig) -> Vec<Vec<u32>> {
-    let of = |vcpu| cpus.affinity.iter().find(|pin| pin.vcpu == vcpu).map(|pin| pin.host_cpus.clone());
-    (0..cpus.count).map(|vcpu| of(vcpu).unwrap_or_default()).collect()
+    let of = |vcpu| {
+        cpus.affinity
+            .iter()
+            .find(|pin| pin.vcpu == vcpu)
+            .map(|pin| pin.host_cpus.clone())
+    };
+    (0..cpus.count)
+        .map(|vcpu| of(vcpu).unwrap_or_default())
+        .collect()
 }
 
-fn watch_machine(events: &mut EventLoop, queue: &Arc<EventQueue>) -> Result<GraceTimer, MachineError> {
+fn watch_machine(
+    events: &mut EventLoop,
+    queue: &Arc<EventQueue>,
+) -> Result<GraceTimer, MachineError> {
     events.add("machine", Box::new(QueueWaker(Arc::clone(queue))));
     let signals = Signals::new(Arc::clone(queue)).map_err(host("watch signals"))?;
     events.add("signals", Box::new(signals));
@@ -139,7 +174,11 @@ fn create_vcpus(kvm: &KvmSystem, vm: &KvmVm, count: u32) -> Result<Vec<KvmVcpu>,
     let mut vcpus = Vec::new();
     for apic_id in 0..count {
         let vcpu = vm.create_vcpu(apic_id)?;
-        vcpu.set_cpuid(&cpuid::for_vcpu(&supported, Topology { apic_id, count }, tsc_deadline))?;
+        vcpu.set_cpuid(&cpuid::for_vcpu(
+            &supported,
+            Topology { apic_id, count },
+            tsc_deadline,
+        ))?;
         vcpu.set_msrs(&regs::msrs())?;
         vcpu.set_lapic(&regs::local_apic(vcpu.lapic()?))?;
         vcpus.push(vcpu);

@@ -9,6 +9,7 @@ use devices::net::{MacError, TapError};
 use devices::pci::RootBusError;
 use devices::virtio::VirtioPciError;
 use thiserror::Error;
+use vm_memory::GuestMemoryError;
 
 use crate::arch::acpi::AcpiError;
 use crate::boot::BootError;
@@ -24,7 +25,9 @@ pub enum MachineError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// More vCPUs than KVM runs.
-    #[error("{asked} CPUs are too many: KVM runs at most {limit} in a guest here; give --cpus less")]
+    #[error(
+        "{asked} CPUs are too many: KVM runs at most {limit} in a guest here; give --cpus less"
+    )]
     TooManyCpus {
         /// What was asked for.
         asked: u32,
@@ -68,6 +71,9 @@ pub enum MachineError {
     /// ACPI tables.
     #[error("ACPI tables: {0}")]
     Acpi(#[from] AcpiError),
+    /// A table does not fit into guest RAM.
+    #[error("guest memory: {0}")]
+    Ram(#[from] GuestMemoryError),
     /// Two devices at one address.
     #[error("wiring: {0}")]
     Bus(#[from] BusError),
@@ -102,12 +108,16 @@ impl MachineError {
             | Self::Char(_)
             | Self::Pci(_)
             | Self::Memory(MemoryError::TooMuch { .. } | MemoryError::Refused { .. })
-            | Self::Kvm(KvmError::Missing | KvmError::Permission | KvmError::Lacks(_) | KvmError::ApiVersion(_)) => {
-                true
-            }
+            | Self::Kvm(
+                KvmError::Missing
+                | KvmError::Permission
+                | KvmError::Lacks(_)
+                | KvmError::ApiVersion(_),
+            ) => true,
             Self::Memory(_)
             | Self::Kvm(_)
             | Self::Acpi(_)
+            | Self::Ram(_)
             | Self::Virtio(_)
             | Self::Bus(_)
             | Self::EventLoop(_)

@@ -9,7 +9,8 @@ use devices::legacy::{PowerControl, PowerEvent};
 use devices::sync::lock;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vmm_sys_util::epoll::EventSet;
@@ -44,7 +45,10 @@ impl EventQueue {
     /// # Errors
     /// No eventfd is to be had.
     pub fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { queue: Mutex::default(), wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? }))
+        Ok(Arc::new(Self {
+            queue: Mutex::default(),
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        }))
     }
 
     /// Adds an event and wakes the loop. Any thread.
@@ -62,7 +66,8 @@ impl EventQueue {
 
     /// Forgets what the guest did before it was reset; what the user wants stays.
     pub fn forget_guest(&self) {
-        lock(&self.queue).retain(|e| !matches!(e, MachineEvent::Power(_) | MachineEvent::VcpuStopped(_)));
+        lock(&self.queue)
+            .retain(|e| !matches!(e, MachineEvent::Power(_) | MachineEvent::VcpuStopped(_)));
     }
 }
 
@@ -119,7 +124,9 @@ impl Signals {
 impl MutEventSubscriber for Signals {
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         let mut bytes = [0; 16];
-        let Ok(count) = io::Read::read(&mut self.pipe, &mut bytes) else { return };
+        let Ok(count) = io::Read::read(&mut self.pipe, &mut bytes) else {
+            return;
+        };
         for _ in 0..count {
             self.queue.push(MachineEvent::Terminate);
         }
@@ -142,14 +149,23 @@ impl GraceTimer {
     /// # Errors
     /// No timerfd is to be had.
     pub fn new(queue: Arc<EventQueue>) -> io::Result<Self> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(Self { timer: Arc::new(timer), queue })
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )?;
+        Ok(Self {
+            timer: Arc::new(timer),
+            queue,
+        })
     }
 
     /// Another handle on the same timer.
     #[must_use]
     pub fn handle(&self) -> Self {
-        Self { timer: Arc::clone(&self.timer), queue: Arc::clone(&self.queue) }
+        Self {
+            timer: Arc::clone(&self.timer),
+            queue: Arc::clone(&self.queue),
+        }
     }
 
     /// Starts it anew.
@@ -158,8 +174,14 @@ impl GraceTimer {
     /// What the kernel said.
     pub fn start(&self, seconds: u32) -> io::Result<()> {
         let value = Itimerspec {
-            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-            it_value: Timespec { tv_sec: i64::from(seconds), tv_nsec: 0 },
+            it_interval: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: Timespec {
+                tv_sec: i64::from(seconds),
+                tv_nsec: 0,
+            },
         };
         timerfd_settime(&*self.timer, TimerfdTimerFlags::empty(), &value)?;
         Ok(())

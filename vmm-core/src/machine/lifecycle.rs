@@ -6,7 +6,7 @@ use devices::sync::lock;
 use super::events::MachineEvent;
 use super::{CrashReport, Finished, Machine, MachineError, Outcome};
 use crate::arch::regs;
-use crate::boot::Entry;
+use crate::boot::{EntryPoint, RamState};
 use crate::config::{OnPanic, OnReboot};
 use crate::kvm::KvmVcpu;
 use crate::vcpu::{Next, StopReport};
@@ -82,7 +82,12 @@ impl Machine {
     fn crashed(&self, index: u32, reason: String) -> Outcome {
         self.vcpus.pause();
         let vcpu = &self.vcpus.vcpus()[index as usize];
-        Outcome::Crashed(Box::new(CrashReport::of(&lock(vcpu), index, &self.ram, reason)))
+        Outcome::Crashed(Box::new(CrashReport::of(
+            &lock(vcpu),
+            index,
+            &self.ram,
+            reason,
+        )))
     }
 
     fn on_reset(&mut self) -> Result<Option<Outcome>, MachineError> {
@@ -104,9 +109,11 @@ impl Machine {
             lock(vcpu).reset(state)?;
         }
         // After the local APICs: an interrupt that a controller still held must not reach them.
-        self.devices.interrupt_controller().set_irqchip_state(&self.at_reset.irqchip)?;
+        self.devices
+            .interrupt_controller()
+            .set_irqchip_state(&self.at_reset.irqchip)?;
         self.acpi.write(&self.ram)?;
-        let entry = self.boot.load(&self.ram, self.acpi.rsdp)?;
+        let entry = self.boot.load(&self.ram, self.acpi.rsdp, RamState::Used)?;
         start_at(&lock(&self.vcpus.vcpus()[0]), &entry)
     }
 
@@ -117,20 +124,32 @@ impl Machine {
         }
         log::info!("the guest is asked to power off; it has {GRACE_SECONDS} s");
         let start = self.grace.start(GRACE_SECONDS);
-        start.map_err(|source| MachineError::Host { what: "start a timer", source })?;
+        start.map_err(|source| MachineError::Host {
+            what: "start a timer",
+            source,
+        })?;
         Ok(None)
     }
 
     fn finish(self, outcome: Outcome) -> Finished {
-        let Self { vcpus, devices, events, stats, .. } = self;
+        let Self {
+            vcpus,
+            devices,
+            events,
+            stats,
+            ..
+        } = self;
         let counted = vcpus.finish();
         devices.shut_down();
-        Finished { outcome, report: stats.then(|| counted.report(&events.usage())) }
+        Finished {
+            outcome,
+            report: stats.then(|| counted.report(&events.usage())),
+        }
     }
 }
 
 /// Points the boot processor at the kernel.
-pub(super) fn start_at(vcpu: &KvmVcpu, entry: &Entry) -> Result<(), MachineError> {
+pub(super) fn start_at(vcpu: &KvmVcpu, entry: &EntryPoint) -> Result<(), MachineError> {
     vcpu.set_sregs(&regs::special(entry, vcpu.sregs()?))?;
     vcpu.set_regs(&regs::general(entry))?;
     Ok(())

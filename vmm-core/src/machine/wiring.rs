@@ -6,7 +6,8 @@ use std::sync::Arc;
 use devices::block::{RawFile, RawOptions};
 use devices::bus::BusDevice;
 use devices::console::{
-    CharBackend, CharError, EscapeFilter, FileBackend, NullBackend, PtyBackend, SocketBackend, StdioBackend,
+    CharBackend, CharError, EscapeFilter, FileBackend, NullBackend, PtyBackend, SocketBackend,
+    StdioBackend,
 };
 use devices::dma::GuestRam;
 use devices::irq::{Doorbell, MsiSink};
@@ -14,7 +15,10 @@ use devices::legacy::{
     Cmos, I8042, MemorySizes, Pm, PowerControl, PowerEvent, Pvpanic, Reset, ResetSource, Uart16550,
 };
 use devices::net::{MacAddr, Tap};
-use devices::pci::{CONFIG_PORT_COUNT, Ecam, HostBridge, PciConfigPorts, PciDevice, PciWindows, RootBus, RootBusError, intx_line};
+use devices::pci::{
+    CONFIG_PORT_COUNT, Ecam, HostBridge, PciConfigPorts, PciDevice, PciWindows, RootBus,
+    RootBusError, intx_line,
+};
 use devices::virtio::{Blk, Console, Net, Rng, VirtioDevice, VirtioPci};
 
 use super::MachineError;
@@ -39,21 +43,43 @@ impl Backends {
     /// Opens everything that `config` names. What must exist is opened first, what is created comes last, so that
     /// a mistake leaves nothing behind.
     pub fn open(config: &MachineConfig, queue: &Arc<EventQueue>) -> Result<Self, MachineError> {
-        let disks = config.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
-        let taps = config.nets.iter().map(open_tap).collect::<Result<_, MachineError>>()?;
+        let disks = config
+            .disks
+            .iter()
+            .map(open_disk)
+            .collect::<Result<_, _>>()?;
+        let taps = config
+            .nets
+            .iter()
+            .map(open_tap)
+            .collect::<Result<_, MachineError>>()?;
         let mut ptys = Vec::new();
-        let mut open = |name: String, target: &CharTarget| open_char(name, target, queue, &mut ptys);
-        let console = config.console.as_ref().map(|target| open("console".into(), target)).transpose()?;
+        let mut open =
+            |name: String, target: &CharTarget| open_char(name, target, queue, &mut ptys);
+        let console = config
+            .console
+            .as_ref()
+            .map(|target| open("console".into(), target))
+            .transpose()?;
         let serials = (1..)
             .zip(&config.serials)
             .map(|(number, target)| open(format!("com{number}"), target))
             .collect::<Result<_, _>>()?;
-        Ok(Self { disks, taps, serials, console, ptys })
+        Ok(Self {
+            disks,
+            taps,
+            serials,
+            console,
+            ptys,
+        })
     }
 }
 
 fn open_disk(disk: &DiskConfig) -> Result<RawFile, MachineError> {
-    let options = RawOptions { read_only: disk.readonly, direct: disk.direct };
+    let options = RawOptions {
+        read_only: disk.readonly,
+        direct: disk.direct,
+    };
     Ok(RawFile::open(&disk.path, options)?)
 }
 
@@ -75,7 +101,7 @@ fn open_char(
         CharTarget::Stdio => {
             let queue = Arc::clone(queue);
             let quit = Box::new(move || queue.push(MachineEvent::Quit));
-            Box::new(EscapeFilter::new(Box::new(StdioBackend::new()), quit))
+            Box::new(EscapeFilter::new(Box::new(StdioBackend::new()?), quit))
         }
         CharTarget::Null => Box::new(NullBackend),
         CharTarget::Pty => {
@@ -169,9 +195,17 @@ impl<'a> Wiring<'a> {
             Box::new(move || power.request(PowerEvent::Reset(ResetSource::ResetControl)))
         };
         let config_ports = Arc::new(PciConfigPorts::new(Arc::clone(&root), on_reset));
-        buses.pio.insert(layout::PCI_CONFIG_ADDRESS, CONFIG_PORT_COUNT, config_ports.clone())?;
-        buses.mmio.insert(layout::ECAM, layout::ECAM_BYTES, Arc::new(Ecam::new(Arc::clone(&root))))?;
-        let slot = root.insert(Arc::new(HostBridge::new()), None)?;
+        buses.pio.insert(
+            layout::PCI_CONFIG_ADDRESS,
+            CONFIG_PORT_COUNT,
+            config_ports.clone(),
+        )?;
+        buses.mmio.insert(
+            layout::ECAM,
+            layout::ECAM_BYTES,
+            Arc::new(Ecam::new(Arc::clone(&root))),
+        )?;
+        let slot = root.insert(Arc::new(HostBridge::default()), None)?;
         Ok(Self {
             vm,
             buses,
@@ -187,8 +221,18 @@ impl<'a> Wiring<'a> {
     }
 
     /// Adds everything that `config` and `backends` say.
-    pub fn add_all(mut self, config: &MachineConfig, backends: Backends) -> Result<Devices, MachineError> {
-        let Backends { disks, taps, serials, console, ptys: _ } = backends;
+    pub fn add_all(
+        mut self,
+        config: &MachineConfig,
+        backends: Backends,
+    ) -> Result<Devices, MachineError> {
+        let Backends {
+            disks,
+            taps,
+            serials,
+            console,
+            ptys: _,
+        } = backends;
         let pm = self.add_legacy(config.memory.size_bytes)?;
         for (index, backend) in serials.into_iter().enumerate() {
             self.add_serial(index, backend)?;
@@ -200,11 +244,12 @@ impl<'a> Wiring<'a> {
             self.add_net(index, tap, mac)?;
         }
         if let Some(backend) = console {
-            let device = Console::new("virtio-console0".into(), backend).map_err(host("create a virtio device"))?;
+            let device = Console::new("virtio-console0".into(), backend)
+                .map_err(host("create a virtio device"))?;
             self.add_virtio(Box::new(device))?;
         }
         let device = Rng::new("virtio-rng0".into()).map_err(host("create a virtio device"))?;
-            self.add_virtio(Box::new(device))?;
+        self.add_virtio(Box::new(device))?;
         self.root.assign_resources()?;
         Ok(Devices {
             vm: self.vm.clone(),
@@ -223,7 +268,10 @@ impl<'a> Wiring<'a> {
         let i8042 = Arc::new(I8042::new(line(layout::I8042_GSI), Arc::clone(&self.power)));
         let sizes = memory::ranges(ram_bytes);
         let below_4g = sizes.first().map_or(0, |(_, len)| *len);
-        let cmos = Arc::new(Cmos::new(MemorySizes { below_4g_bytes: below_4g, above_4g_bytes: ram_bytes - below_4g }));
+        let cmos = Arc::new(Cmos::new(MemorySizes {
+            below_4g_bytes: below_4g,
+            above_4g_bytes: ram_bytes - below_4g,
+        }));
         let pvpanic = Arc::new(Pvpanic::new(Arc::clone(&self.power)));
         self.add_legacy_device(layout::PM1A_EVENT, Pm::PORT_COUNT, pm.clone())?;
         self.add_legacy_device(layout::I8042_DATA, I8042::PORT_COUNT, i8042)?;
@@ -243,35 +291,59 @@ impl<'a> Wiring<'a> {
         Ok(())
     }
 
-    fn add_serial(&mut self, index: usize, backend: Box<dyn CharBackend>) -> Result<(), MachineError> {
+    fn add_serial(
+        &mut self,
+        index: usize,
+        backend: Box<dyn CharBackend>,
+    ) -> Result<(), MachineError> {
         let name = format!("com{}", index + 1);
         let line = self.vm.interrupts().line(layout::COM_GSIS[index]);
-        let uart = Arc::new(Uart16550::new(name.clone(), line, backend).map_err(host("create a serial port"))?);
-        self.add_legacy_device(layout::COM_PORTS[index], Uart16550::PORT_COUNT, Arc::clone(&uart))?;
+        let uart = Arc::new(
+            Uart16550::new(name.clone(), line, backend).map_err(host("create a serial port"))?,
+        );
+        self.add_legacy_device(
+            layout::COM_PORTS[index],
+            Uart16550::PORT_COUNT,
+            Arc::clone(&uart),
+        )?;
         self.events.add(&name, Box::new(uart.subscriber()));
         Ok(())
     }
 
-    fn add_disk(&mut self, index: usize, disk: RawFile, config: &DiskConfig) -> Result<(), MachineError> {
+    fn add_disk(
+        &mut self,
+        index: usize,
+        disk: RawFile,
+        config: &DiskConfig,
+    ) -> Result<(), MachineError> {
         let name = format!("virtio-blk{index}");
-        let device = Blk::new(name, Box::new(disk), config.serial.as_deref()).map_err(host("create a disk"))?;
+        let device = Blk::new(name, Box::new(disk), config.serial.as_deref())
+            .map_err(host("create a disk"))?;
         self.add_virtio(Box::new(device))
     }
 
     fn add_net(&mut self, index: usize, tap: Tap, mac: MacAddr) -> Result<(), MachineError> {
         let name = format!("virtio-net{index}");
-        let device = Net::new(name, Box::new(tap), mac).map_err(host("create a network interface"))?;
+        let device =
+            Net::new(name, Box::new(tap), mac).map_err(host("create a network interface"))?;
         self.add_virtio(Box::new(device))
     }
 
     fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
         let name = device.info().name;
-        let slot = self.root.next_slot().ok_or_else(|| RootBusError::Full { name: name.clone() })?;
-        let line = self.vm.interrupts().line(layout::PCI_INTX_GSI + u32::from(intx_line(slot, 0)));
+        let slot = self
+            .root
+            .next_slot()
+            .ok_or_else(|| RootBusError::Full { name: name.clone() })?;
+        let line = self
+            .vm
+            .interrupts()
+            .line(layout::PCI_INTX_GSI + u32::from(intx_line(slot, 0)));
         let msi: Arc<dyn MsiSink> = Arc::new(self.vm.interrupts().clone());
         let function = VirtioPci::new(device, Arc::clone(self.ram), msi, line)?;
         self.events.add(&name, Box::new(function.subscriber()));
-        self.root.insert(Arc::clone(&function) as Arc<dyn PciDevice>, Some(slot))?;
+        self.root
+            .insert(Arc::clone(&function) as Arc<dyn PciDevice>, Some(slot))?;
         self.slots.push(slot);
         self.virtio.push(function);
         Ok(())

@@ -4,4 +4,4 @@ mod exit;
 mod thread;
 
 pub use exit::{Buses, Exit, ExitReason, Handled, Next, handle_exit};
-pub use thread::{StopReport, VcpuGate, VcpuThreads};
+pub use thread::{StopReport, StopSink, VcpuGate, VcpuThreads};
