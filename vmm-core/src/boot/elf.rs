@@ -160,11 +160,7 @@ impl Headers {
     pub fn image(&self, entry: u64) -> Image {
         Image {
             entry,
-            segments: self
-                .segments
-                .iter()
-                .map(|segment| segment.memory.clone())
-                .collect(),
+            segments: joined(self.segments.iter().map(|segment| segment.memory.clone())),
             extents: self
                 .segments
                 .iter()
@@ -177,6 +173,21 @@ impl Headers {
                 .collect(),
         }
     }
+}
+
+/// The same memory in ascending order, with ranges that touch made one: content is copied in blocks, which know
+/// nothing of the border between two segments.
+fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut sorted: Vec<_> = ranges.collect();
+    sorted.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in sorted {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 impl Notes {
@@ -279,7 +290,11 @@ mod tests {
         let headers = headers(&file).unwrap();
         let image = headers.image(headers.entry);
         assert_eq!(image.entry, file.entry);
-        assert_eq!(image.segments.len(), file.segments.len());
+        assert_eq!(
+            image.segments,
+            [0x10_0000..0x13_8000],
+            "segments that touch are one"
+        );
         for (segment, extent) in file.segments.iter().zip(&image.extents) {
             assert_eq!(extent.addr, segment.paddr);
             assert_eq!(extent.len, segment.content.len() as u64);

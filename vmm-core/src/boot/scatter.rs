@@ -214,6 +214,19 @@ mod tests {
         file
     }
 
+    #[test]
+    fn segments_that_touch_may_share_a_block() {
+        let mut file = ElfFile::kernel();
+        file.entry = 0x10_0000;
+        file.segments = vec![
+            TestSegment::new(0x10_0000, vec![7; 0x1_8000], 0x1_8000),
+            TestSegment::new(0x11_8000, vec![8; 0x1_8000], 0x1_8000),
+        ];
+        let ram = test_ram(RAM_BYTES);
+        let image = scatter(&file.build(), 512, &ram, RamState::Fresh);
+        assert!(image.fits(&ram), "{image:x?}");
+    }
+
     fn scatter(elf: &[u8], piece_bytes: usize, ram: &GuestRam, state: RamState) -> Image {
         let mut scatter = Scatter::new(ram, state, ALLOWED, None);
         for piece in elf.chunks(piece_bytes) {
