@@ -147,7 +147,7 @@ fn a_queue_outside_ram_needs_a_reset() {
     ];
     let mut guest = Guest::new();
     for (register, address) in cases {
-        guest.clear_ring();
+        guest.ring.clear();
         guest.reset();
         assert!(guest.negotiate(VERSION_1));
         guest.w16(SELECT, 0);
@@ -169,7 +169,7 @@ fn a_queue_outside_ram_needs_a_reset() {
     guest.echo(b"hello");
     // Memory that ends with RAM is memory.
     guest.reset();
-    guest.clear_ring();
+    guest.ring.clear();
     assert!(guest.negotiate(VERSION_1));
     guest.w16(SELECT, 0);
     guest.w64(DESC, ram_end - 16 * u64::from(QUEUE_SIZE));
@@ -212,7 +212,7 @@ fn a_device_that_fails_is_idle_until_reset() {
     guest.kick();
     assert_eq!(guest.state().processed, [0]);
     guest.state().fail_queue = false;
-    guest.clear_ring();
+    guest.ring.clear();
     guest.start();
     guest.echo(b"hello");
     // From the backend's side.
@@ -230,9 +230,9 @@ fn a_broken_ring_fails_the_device_and_not_us() {
     guest.ring.set_avail_idx(1000);
     guest.kick();
     assert_ne!(guest.status() & NEEDS_RESET, 0);
-    guest.clear_ring();
+    guest.ring.clear();
     guest.start();
-    guest.ring.push(QUEUE_SIZE);
+    guest.ring.make_available(QUEUE_SIZE);
     guest.kick();
     assert_ne!(guest.status() & NEEDS_RESET, 0);
 }
@@ -263,7 +263,7 @@ fn a_device_that_failed_before_its_driver_came_is_not_activated() {
     guest.set_up_queue();
     guest.add_status(DRIVER_OK);
     assert_eq!(guest.state().activations, 0);
-    guest.clear_ring();
+    guest.ring.clear();
     guest.start();
     guest.echo(b"hello");
 }
@@ -355,11 +355,11 @@ fn the_configuration_window_reaches_the_bar() {
     // A whole driver's start may go through it.
     guest.start();
     guest.ring.write_desc(0, 0x2_0000, 4, 0, 0);
-    guest.ring.push(0);
+    guest.ring.make_available(0);
     point(&guest, 0, NOTIFY, 2);
     let _ = guest.pci.config_write(window + 16, &[0, 0]);
     guest.run_queues();
-    assert_eq!(guest.ring.pop_used(), Some((0, 0)));
+    assert_eq!(guest.ring.next_used(), Some((0, 0)));
     // The ISR is read, and so cleared, through it.
     point(&guest, 0, ISR, 1);
     assert!(guest.pin.level());
@@ -437,11 +437,8 @@ fn random_accesses_never_break_the_function() {
             5 => {
                 // Anything at all in the rings.
                 let at = guest.ring.desc() + random.below(0x3000);
-                let _ = vm_memory::Bytes::write_slice(
-                    &*guest.ring.ram,
-                    &data,
-                    vm_memory::GuestAddress(at),
-                );
+                let _ =
+                    vm_memory::Bytes::write_slice(&*guest.ram, &data, vm_memory::GuestAddress(at));
             }
             6 => guest.pci.process_backend_event(fd, events),
             _ => guest.kick(),
@@ -449,7 +446,7 @@ fn random_accesses_never_break_the_function() {
         if round % 1000 == 999 {
             guest.pci.reset();
             guest.set_command(0x6);
-            guest.clear_ring();
+            guest.ring.clear();
             guest.start();
             guest.echo(b"alive");
         }

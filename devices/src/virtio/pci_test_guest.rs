@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 use super::pci::VirtioPci;
 use super::queue::VirtQueue;
-use super::test_ring::{NEXT, TestRing, WRITE};
+use super::test_driver::{DriverQueue, readable, writable};
 use crate::dma::GuestRam;
 use crate::pci::PciDevice;
 use crate::pci::config::{BASE_ADDRESS_0, CAPABILITIES_POINTER, COMMAND};
@@ -208,7 +208,8 @@ pub(super) struct Guest {
     pub(super) backend: EventFd,
     pub(super) sink: Arc<FakeMsiSink>,
     pub(super) pin: Arc<FakePin>,
-    pub(super) ring: TestRing,
+    pub(super) ram: Arc<GuestRam>,
+    pub(super) ring: DriverQueue,
 }
 
 impl Guest {
@@ -231,7 +232,8 @@ impl Guest {
             backend,
             sink,
             pin,
-            ring: TestRing::new(&ram, 0x1_0000, QUEUE_SIZE),
+            ring: DriverQueue::new(&ram, 0x1_0000, QUEUE_SIZE),
+            ram,
         };
         guest.set_command(0x6);
         guest
@@ -365,29 +367,18 @@ impl Guest {
         self.add_status(DRIVER_OK);
     }
 
-    /// A fresh ring, as a driver makes after a reset.
-    pub(super) fn clear_ring(&mut self) {
-        let zeroes = [0; 0x3000];
-        let base = self.ring.desc();
-        self.ring
-            .ram
-            .write_slice(&zeroes, GuestAddress(base))
-            .unwrap();
-        self.ring = TestRing::new(&self.ring.ram, base, QUEUE_SIZE);
-    }
-
     /// Sends bytes and checks that they come back.
     pub(super) fn echo(&mut self, text: &[u8]) {
         let len = u32::try_from(text.len()).unwrap();
-        let ram = self.ring.ram.clone();
-        ram.write_slice(text, GuestAddress(0x2_0000)).unwrap();
-        self.ring.write_desc(0, 0x2_0000, len, NEXT, 1);
-        self.ring.write_desc(1, 0x2_1000, len, WRITE, 0);
-        self.ring.push(0);
+        let addr = GuestAddress(0x2_0000);
+        self.ram.write_slice(text, addr).unwrap();
+        let buffers = [readable(addr.0, len), writable(0x2_1000, len)];
+        let head = self.ring.add(&buffers);
         self.kick();
-        assert_eq!(self.ring.pop_used(), Some((0, len)));
+        assert_eq!(self.ring.next_used(), Some((head, len)));
         let mut back = vec![0; text.len()];
-        ram.read_slice(&mut back, GuestAddress(0x2_1000)).unwrap();
+        let addr = GuestAddress(0x2_1000);
+        self.ram.read_slice(&mut back, addr).unwrap();
         assert_eq!(back, text);
     }
 
