@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(image.entry, file.entry);
         assert_eq!(
             image.segments,
-            [0x10_0000..0x13_8000],
+            std::slice::from_ref(&(0x10_0000..0x13_8000)),
             "segments that touch are one"
         );
         for (segment, extent) in file.segments.iter().zip(&image.extents) {
