@@ -4,6 +4,7 @@ use super::pci_test_guest::*;
 use crate::bus::AccessError;
 use crate::pci::PciDevice;
 use crate::pci::config::BASE_ADDRESS_0;
+use crate::testing::Random;
 
 #[test]
 fn features_are_refused_unless_offered_and_modern() {
@@ -386,36 +387,25 @@ fn the_configuration_window_reaches_the_bar() {
     }
 }
 
-/// Marsaglia's xorshift64: the same sequence in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    fn bytes(&mut self) -> [u8; 8] {
-        let value = match self.below(4) {
-            0 => self.below(4),
-            1 => self.below(0x100),
-            2 => 0x1_0000 + (self.below(0x30) << 8),
-            _ => self.below(u64::MAX),
-        };
-        value.to_le_bytes()
-    }
+/// Values that registers mean something by, and others.
+fn random_bytes(random: &mut Random) -> [u8; 8] {
+    let value = match random.below(4) {
+        0 => random.below(4),
+        1 => random.below(0x100),
+        2 => 0x1_0000 + (random.below(0x30) << 8),
+        _ => random.below(u64::MAX),
+    };
+    value.to_le_bytes()
 }
 
 #[test]
 fn random_accesses_never_break_the_function() {
     let mut guest = Guest::new();
-    let mut random = Random(0x0dd0_5eed_1234_5678);
+    let mut random = Random::new(0x0dd0_5eed_1234_5678);
     let (fd, events) = guest.pci.backend_events()[0];
     for round in 0..30_000u32 {
         let len = [1, 2, 4, 4, 8][usize::try_from(random.below(5)).unwrap()];
-        let data = random.bytes();
+        let data = random_bytes(&mut random);
         match random.below(8) {
             0 => {
                 let offset = u16::try_from(random.below(0x104)).unwrap();
