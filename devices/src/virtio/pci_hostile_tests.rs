@@ -152,9 +152,7 @@ fn a_queue_outside_ram_needs_a_reset() {
         guest.reset();
         assert!(guest.negotiate(VERSION_1));
         guest.w16(SELECT, 0);
-        guest.w64(DESC, guest.ring.desc());
-        guest.w64(AVAIL, guest.ring.avail());
-        guest.w64(USED, guest.ring.used());
+        guest.point_queue_at_ring();
         guest.w64(register, address);
         guest.w16(ENABLE, 1);
         assert_eq!(
@@ -188,9 +186,7 @@ fn an_impossible_queue_size_needs_a_reset() {
         assert!(guest.negotiate(VERSION_1));
         guest.w16(SELECT, 0);
         guest.w16(SIZE, size);
-        guest.w64(DESC, guest.ring.desc());
-        guest.w64(AVAIL, guest.ring.avail());
-        guest.w64(USED, guest.ring.used());
+        guest.point_queue_at_ring();
         guest.w16(ENABLE, 1);
         assert_ne!(guest.status() & NEEDS_RESET, 0, "{size}");
     }
@@ -202,9 +198,7 @@ fn a_device_that_fails_is_idle_until_reset() {
     guest.enable_msix();
     guest.reset();
     guest.w16(CONFIG_VECTOR, 2);
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     guest.state().fail_queue = true;
     guest.kick();
     assert_ne!(guest.status() & NEEDS_RESET, 0);
@@ -260,9 +254,7 @@ fn a_device_that_failed_before_its_driver_came_is_not_activated() {
     guest.pci.process_backend_event(fd, events);
     assert_eq!(guest.status(), NEEDS_RESET);
     assert_eq!(guest.r8(ISR), 0);
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     assert_eq!(guest.state().activations, 0);
     guest.ring.clear();
     guest.start();

@@ -353,18 +353,28 @@ impl Guest {
     pub(super) fn set_up_queue(&self) {
         self.w16(SELECT, 0);
         self.w16(SIZE, QUEUE_SIZE);
+        self.point_queue_at_ring();
+        self.w16(ENABLE, 1);
+    }
+
+    /// Writes the addresses of the ring to the selected queue.
+    pub(super) fn point_queue_at_ring(&self) {
         self.w64(DESC, self.ring.desc());
         self.w64(AVAIL, self.ring.avail());
         self.w64(USED, self.ring.used());
-        self.w16(ENABLE, 1);
+    }
+
+    /// From negotiation to a live device with one queue.
+    pub(super) fn go_live(&self, features: u64) {
+        assert!(self.negotiate(features));
+        self.set_up_queue();
+        self.add_status(DRIVER_OK);
     }
 
     /// The whole sequence of 3.1.1.
     pub(super) fn start(&self) {
         self.reset();
-        assert!(self.negotiate(VERSION_1 | EVENT_IDX | FEATURE_ECHO));
-        self.set_up_queue();
-        self.add_status(DRIVER_OK);
+        self.go_live(VERSION_1 | EVENT_IDX | FEATURE_ECHO);
     }
 
     /// Sends bytes and checks that they come back.

@@ -171,9 +171,7 @@ fn queues_with_event_idx_are_told_so() {
     assert_eq!(guest.ring.avail_event(), 1);
     let mut guest = Guest::new();
     guest.reset();
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     guest.echo(b"x");
     assert_eq!(guest.ring.avail_event(), 0);
 }
@@ -227,9 +225,7 @@ fn configuration_changes_raise_their_vector_and_the_generation() {
     guest.enable_msix();
     guest.reset();
     guest.w16(CONFIG_VECTOR, 2);
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     let generation = guest.r8(GENERATION);
     guest.backend.write(1).unwrap();
     let (fd, events) = guest.pci.backend_events()[0];
@@ -323,9 +319,7 @@ fn reset_forgets_interrupts_that_wait_for_their_mask() {
     guest.enable_msix();
     guest.reset();
     guest.w16(VECTOR, 0);
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     guest.w32(MSIX_TABLE + 12, 1);
     guest.echo(b"hello");
     assert_eq!(guest.r64(MSIX_PBA), 1);
