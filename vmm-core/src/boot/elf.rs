@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use super::identify::elf_machine;
 use super::image::{Extent, Image};
+use super::le::{le16, le32, le64};
 
 const MAGIC: &[u8] = b"\x7fELF";
 const HEADER_BYTES: usize = 64;
@@ -252,18 +253,6 @@ fn parse_file_header(head: &[u8]) -> Result<(u64, u64, u16), ElfProblem> {
         )));
     }
     Ok((le64(head, 24), le64(head, 32), phnum))
-}
-
-fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from(le16(bytes, at)) | u32::from(le16(bytes, at + 2)) << 16
-}
-
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

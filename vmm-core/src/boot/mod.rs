@@ -13,6 +13,7 @@ mod elf;
 mod error;
 mod identify;
 mod image;
+mod le;
 mod paging;
 mod params;
 mod pvh;

@@ -29,6 +29,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::ident::Ident;
 use super::{BUFFER_BYTES, Key};
 use crate::boot::image::{Extent, Image, RamState};
+use crate::boot::le::{le32, le64, le128};
 
 const MAGIC: [u8; 8] = *b"TRIPKRN1";
 const FOOTER_BYTES: usize = 72;
@@ -89,22 +90,6 @@ pub(super) fn write_footer(
 fn put_pair(bytes: &mut Vec<u8>, first: u64, second: u64) {
     bytes.extend_from_slice(&first.to_le_bytes());
     bytes.extend_from_slice(&second.to_le_bytes());
-}
-
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    let mut value = [0; 8];
-    value.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(value)
-}
-
-fn le128(bytes: &[u8], at: usize) -> u128 {
-    u128::from(le64(bytes, at)) | u128::from(le64(bytes, at + 8)) << 64
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    let mut value = [0; 4];
-    value.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(value)
 }
 
 impl Entry {
