@@ -70,7 +70,7 @@ const CONFIG_DATA: u64 = 4;
 const ADDRESS_ENABLE: u32 = 1 << 31;
 const ADDRESS_WRITABLE: u32 = 0x80ff_fffc;
 
-/// The ports 0xcf8 to 0xcff: `CONFIG_ADDRESS`, `CONFIG_DATA`, and [`ResetControl`] at 0xcf9.
+/// The ports 0xcf8 to 0xcff: `CONFIG_ADDRESS`, `CONFIG_DATA`, and the reset control register at 0xcf9.
 pub struct PciConfigPorts {
     root: Arc<RootBus>,
     address: AtomicU32,
