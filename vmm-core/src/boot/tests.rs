@@ -83,6 +83,7 @@ fn memory(ram: &GuestRam, range: Range<u64>) -> Vec<u8> {
 fn load_kernel(source: &BootSource, ram: &GuestRam, state: RamState) {
     let file = ElfFile::kernel();
     let entry = source.load(ram, layout::RSDP, state).unwrap();
+    source.fill_cache();
     let expected = EntryPoint::Linux64 {
         rip: file.entry,
         zero_page: layout::ZERO_PAGE,

@@ -68,7 +68,7 @@ pub struct Machine {
     queue: Arc<EventQueue>,
     grace: GraceTimer,
     ram: Arc<GuestRam>,
-    boot: BootSource,
+    boot: Arc<BootSource>,
     acpi: AcpiTables,
     at_reset: AtReset,
     on_reboot: OnReboot,
