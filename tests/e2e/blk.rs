@@ -172,7 +172,7 @@ fn two_disks(ctx: &Ctx) -> Result<()> {
         .disk(&first, ",serial=ONE")
         .disk(&second, ",serial=TWO")
         .job(
-            "echo SERIALS $(cat /sys/block/vda/serial /sys/block/vdb/serial)
+            "echo SERIALS $(cat /sys/block/vda/serial) $(cat /sys/block/vdb/serial)
              echo one >/dev/vda; echo two >/dev/vdb; sync",
         )
         .spawn()?;

@@ -131,10 +131,12 @@ fn virtio_on_socket(ctx: &Ctx) -> Result<()> {
         .module("virtio_console")
         .option("--console", format!("socket={}", path.display()))
         .job(
-            "stty -F /dev/hvc0 -echo
+            // It forgets its settings when nobody has it open.
+            "exec 3<>/dev/hvc0
+             stty -echo <&3
              echo READY
-             read line </dev/hvc0
-             echo GOT $line >/dev/hvc0
+             read line <&3
+             echo GOT $line >&3
              echo READ-BY-GUEST $line
              read line",
         )
@@ -176,7 +178,7 @@ fn virtio_bulk(ctx: &Ctx) -> Result<()> {
     let vm = Vm::new(ctx)
         .module("virtio_console")
         .option("--console", format!("file={}", path.display()))
-        .job("stty -F /dev/hvc0 -onlcr; seq 1 100000 >/dev/hvc0")
+        .job("exec 3<>/dev/hvc0; stty -onlcr <&3; seq 1 100000 >&3")
         .spawn()?;
     vm.wait_success(BOOT)?;
     let expected: String = (1..=100_000).map(|n| format!("{n}\n")).collect();

@@ -17,7 +17,7 @@ pub fn main(tests: &[E2eTest], name: &str) -> ExitCode {
     match run(test) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("{FAILURE_MARK}\n{error:?}");
+            println!("{FAILURE_MARK}\n{error:#}");
             ExitCode::FAILURE
         }
     }

@@ -105,7 +105,7 @@ impl L1 {
             .as_ref()
             .is_some_and(|current| Arc::ptr_eq(current, session))
         {
-            session.end();
+            session.end_after_last_words();
             state.session = None;
             let console = session.console_tail();
             state.machine_lost(&format!("{reason}; the end of its console:\n{console}"));
@@ -206,6 +206,14 @@ impl Session {
 
     fn end(&self) {
         end_process(self.process, &lock(&self.ended));
+    }
+
+    /// A machine that died ends by itself, and its script says how.
+    fn end_after_last_words(&self) {
+        if lock(&self.waiting).is_none() {
+            let _ = lock(&self.ended).recv_timeout(Duration::from_secs(5));
+        }
+        self.end();
     }
 
     fn console_tail(&self) -> String {

@@ -101,7 +101,9 @@ impl<'a> Vm<'a> {
         if self.modules.is_empty() && name.starts_with("virtio") {
             self.modules.push("virtio_pci".to_owned());
         }
-        self.modules.push(name.to_owned());
+        if !self.modules.iter().any(|module| module == name) {
+            self.modules.push(name.to_owned());
+        }
         self
     }
 
