@@ -247,7 +247,16 @@ fn terminal(ctx: &Ctx, leave: Leave) -> Result<()> {
     match leave {
         Leave::CtrlAX => terminal.write_all(b"\x01x")?,
         Leave::PowerOff => terminal.write_all(b"off\n")?,
-        Leave::SigTerm => kill_process(sys::pid_of(&child)?, Signal::TERM)?,
+        Leave::SigTerm => {
+            // This guest does not listen to its power button: the second signal ends it.
+            let pid = sys::pid_of(&child)?;
+            kill_process(pid, Signal::TERM)?;
+            ensure!(
+                !sys::wait_ended(pid, Duration::from_secs(1))?,
+                "the guest was not given the time to power off"
+            );
+            kill_process(pid, Signal::TERM)?;
+        }
     }
     // Whatever it still writes must be read, or it would wait for that.
     let drain = std::thread::spawn(move || {

@@ -101,8 +101,14 @@ fn sigterm_asks_guest(ctx: &Ctx) -> Result<()> {
 fn sigterm_ends_deaf_guest(ctx: &Ctx) -> Result<()> {
     let mut vm = Vm::new(ctx).job("echo GUEST-UP; sleep 1000").spawn()?;
     vm.wait_for("GUEST-UP", BOOT)?;
+    // The first asks, the second insists.
     vm.signal(Signal::TERM)?;
-    let exit = vm.wait_exit(Duration::from_secs(60))?;
+    ensure!(
+        !vm.ends_within(Duration::from_secs(1))?,
+        "the guest was not given the time to power off"
+    );
+    vm.signal(Signal::TERM)?;
+    let exit = vm.wait_exit(Duration::from_secs(20))?;
     ensure!(
         exit.status.code().is_some(),
         "ended by the signal itself, without cleaning up: {}",

@@ -64,7 +64,9 @@ fn serve(tests: &[E2eTest]) -> Result<()> {
                         log: String::new(),
                     },
                 };
-                println!("agent: {} ended: {:?}", request.name, outcome.failure);
+                let end = outcome.failure.as_deref().unwrap_or("passed");
+                let end = end.lines().next().unwrap_or_default();
+                println!("agent: {} ended: {end}", request.name);
                 let id = request.id;
                 if let Err(error) = say(writer, &Message::Done { id, outcome }) {
                     println!("agent: cannot answer: {error:?}");

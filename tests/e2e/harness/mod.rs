@@ -17,10 +17,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+type TestFn = dyn Fn(&Ctx) -> Result<()> + Send + Sync;
+
 /// One end-to-end test.
 pub struct E2eTest {
     name: String,
-    run: Box<dyn Fn(&Ctx) -> Result<()> + Send + Sync>,
+    run: Box<TestFn>,
     limit: Duration,
     alone: bool,
     own_network: bool,

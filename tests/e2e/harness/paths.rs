@@ -18,7 +18,7 @@ pub fn binary() -> PathBuf {
 
 /// Where the tests' logs go.
 pub fn logs() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("../e2e-logs")
+    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("e2e-logs")
 }
 
 /// Runs `tests/testbed/setup` and returns the folder it fills. Its progress is the user's to see: the first run
