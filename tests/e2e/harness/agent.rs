@@ -6,12 +6,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::E2eTest;
 use super::runner::{self, Outcome};
+
+/// How often the agent says that it is alive.
+pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// The harness asks for a test to be run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +31,8 @@ pub struct Request {
 pub enum Message {
     /// It is there.
     Ready,
+    /// It is still there: said every [`ALIVE_EVERY`].
+    Alive,
     /// A test has ended.
     Done {
         /// The request's number.
@@ -52,6 +58,12 @@ fn serve(tests: &[E2eTest]) -> Result<()> {
     let writer = Mutex::new(&port);
     say(&writer, &Message::Ready)?;
     std::thread::scope(|scope| {
+        // For as long as the harness listens; the process ends with it.
+        scope.spawn(|| {
+            while say(&writer, &Message::Alive).is_ok() {
+                std::thread::sleep(ALIVE_EVERY);
+            }
+        });
         for line in BufReader::new(&port).lines() {
             let request: Request = serde_json::from_str(&line?)?;
             let writer = &writer;

@@ -1,7 +1,7 @@
 //! L1 as the harness sees it: one machine for all tests of a run, started when the first test needs it.
 //!
-//! A machine that hangs or dies is replaced once per run, and the tests it took with it run again. A test that failed
-//! is never run again.
+//! A machine that hangs or dies is replaced, and the tests it took with it run again, each at most once. A test that
+//! failed is never run again.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -27,8 +27,10 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const GRACE: Duration = Duration::from_secs(60);
 /// No L1 lives longer, whatever happens to the harness.
 const LIFETIME: Duration = Duration::from_secs(3600);
+/// An agent that has said nothing for so long is taken for hung: it has something to say every 5 s.
+const SILENCE_LIMIT: Duration = Duration::from_secs(45);
 /// How many times a machine may be replaced in one run.
-const REPLACEMENTS: u32 = 1;
+const REPLACEMENTS: u32 = 2;
 const CONSOLE_TAIL_LINES: usize = 40;
 
 /// The machine, or the prospect of one.
@@ -56,18 +58,23 @@ impl L1 {
 
     /// Runs the test of that name there. An error is L1's, not the test's.
     pub fn run(&self, name: &str, limit: Duration) -> Result<Outcome> {
-        loop {
+        for _ in 0..2 {
             let session = self.session()?;
             let answer = session.ask(name);
             match answer.and_then(|answer| Ok(answer.recv_timeout(limit + GRACE)?)) {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => {
                     let hung = error.downcast_ref() == Some(&RecvTimeoutError::Timeout);
-                    let what = if hung { "does not answer" } else { "has ended" };
+                    let what = if hung {
+                        "does not answer"
+                    } else {
+                        "has ended or hangs"
+                    };
                     self.replace(&session, &format!("L1 {what} ({name} was running)"));
                 }
             }
         }
+        bail!("L1 was lost twice while this test was running");
     }
 
     /// Ends the machine. Nothing in it is worth a clean shutdown.
@@ -166,7 +173,7 @@ impl Session {
                 Some(Message::Ready) => {}
                 other => bail!("the agent did not report: {other:?}"),
             }
-            stream.set_read_timeout(None)?;
+            stream.set_read_timeout(Some(SILENCE_LIMIT))?;
             let answers = waiting.clone();
             std::thread::spawn(move || deliver(reader, &answers));
             Ok(stream)
@@ -239,7 +246,9 @@ fn spawn(
     let (output, writer) = std::io::pipe()?;
     let mut command = Command::new(paths::source("tests/testbed/l1"));
     command
-        .args(["--timeout", &LIFETIME.as_secs().to_string(), "--channel"])
+        .args(["--verbose", "--timeout"])
+        .arg(LIFETIME.as_secs().to_string())
+        .arg("--channel")
         .arg(socket)
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
@@ -306,7 +315,7 @@ fn read_message(reader: &mut impl BufRead) -> Result<Option<Message>> {
     ))
 }
 
-/// Hands each answer to the test that waits for it, until there are no more.
+/// Hands each answer to the test that waits for it, until the agent falls silent.
 fn deliver(mut reader: BufReader<UnixStream>, waiting: &Mutex<Waiting>) {
     while let Ok(Some(message)) = read_message(&mut reader) {
         if let Message::Done { id, outcome } = message
