@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::l1::L1;
 use super::measure::FIGURE_MARK;
@@ -36,6 +38,10 @@ pub fn main(tests: Vec<E2eTest>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Err(error) = end_on_signals(place.clone()) {
+        eprintln!("e2e: cannot catch signals: {error}");
+        return ExitCode::FAILURE;
+    }
     arguments.test_threads.get_or_insert(match *place {
         Place::Host => CONCURRENT_ON_HOST,
         Place::L1(_) => CONCURRENT_IN_L1,
@@ -121,6 +127,20 @@ fn choose_place() -> Result<Place> {
         paths::set_up_testbed(&[])?;
         Ok(Place::L1(L1::new()))
     }
+}
+
+/// Ctrl-C and SIGTERM take L1 along.
+fn end_on_signals(place: Arc<Place>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            if let Place::L1(l1) = &*place {
+                l1.close_now();
+            }
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
 }
 
 /// A `/dev/kvm` alone says little: software KVMs offer one too, and cannot run a stock kernel.

@@ -84,6 +84,17 @@ impl L1 {
         }
     }
 
+    /// The same from a signal's thread, which must not wait while a machine is being started. That one ends with
+    /// this process.
+    pub fn close_now(&self) {
+        if let Ok(mut state) = self.state.try_lock()
+            && let Some(session) = state.session.take()
+        {
+            session.end();
+            let _ = std::fs::remove_dir_all(session.folder.path());
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -142,7 +153,7 @@ struct Session {
     channel: Mutex<UnixStream>,
     waiting: Arc<Mutex<Waiting>>,
     console: Arc<Mutex<VecDeque<String>>>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// Who waits for which answer; `None` once no more will come.
@@ -169,7 +180,7 @@ impl Session {
         let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let session = connect().and_then(|stream| {
             let mut reader = BufReader::new(stream.try_clone()?);
-            match read_message(&mut reader)? {
+            match read_message(&mut reader).context("no word from the agent")? {
                 Some(Message::Ready) => {}
                 other => bail!("the agent did not report: {other:?}"),
             }
@@ -187,7 +198,7 @@ impl Session {
                     channel: Mutex::new(stream),
                     waiting,
                     console,
-                    _folder: folder,
+                    folder,
                 }))
             }
             Err(error) => {
