@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use thiserror::Error;
 
 use crate::ratelimit::RateLimiter;
+use crate::sync::{read, write};
 
 /// What a guest did wrong in one register access. The bus logs it (rate-limited) and answers reads with ones; it
 /// never leaves the bus.
@@ -111,10 +112,7 @@ impl Bus {
                 len,
             });
         };
-        let mut ranges = self
-            .ranges
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut ranges = write(&self.ranges);
         if let Some((&base, other)) = ranges.range(..end).next_back()
             && base.saturating_add(other.len) > start
         {
@@ -131,11 +129,7 @@ impl Bus {
 
     /// Takes away the range that starts at `start`; says whether there was one.
     pub fn remove(&self, start: u64) -> bool {
-        self.ranges
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .remove(&start)
-            .is_some()
+        write(&self.ranges).remove(&start).is_some()
     }
 
     /// Reads on behalf of the guest. Unclaimed and refused accesses read as ones. Returns the device that was
@@ -163,10 +157,7 @@ impl Bus {
     }
 
     fn find(&self, addr: u64, len: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
-        let ranges = self
-            .ranges
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ranges = read(&self.ranges);
         let (&base, entry) = ranges.range(..=addr).next_back()?;
         let offset = addr - base;
         let end = offset.checked_add(len as u64)?;
@@ -194,80 +185,61 @@ impl Bus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
+    use crate::testing::FakeDevice;
 
-    struct Echo(Mutex<Vec<(u64, Vec<u8>)>>);
-
-    impl BusDevice for Echo {
-        fn name(&self) -> &str {
-            "echo"
-        }
-        fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-            if offset == 7 {
-                return Err(AccessError::InvalidRegister);
-            }
-            data.fill(offset.to_le_bytes()[0]);
-            Ok(())
-        }
-        fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-            self.0.lock().unwrap().push((offset, data.to_vec()));
-            Ok(())
-        }
-    }
-
-    fn echo() -> Arc<Echo> {
-        Arc::new(Echo(Mutex::new(Vec::new())))
+    fn fake() -> Arc<FakeDevice> {
+        Arc::default()
     }
 
     #[test]
     fn finds_the_device_and_the_offset() {
         let bus = Bus::new("test");
-        let device = echo();
+        let device = fake();
         bus.insert(0x10, 8, device.clone()).unwrap();
         let mut data = [0; 2];
         assert!(bus.read(0x13, &mut data).is_some());
         assert_eq!(data, [3, 3]);
         assert!(bus.write(0x12, &[1, 2]).is_some());
-        assert_eq!(*device.0.lock().unwrap(), vec![(2, vec![1, 2])]);
+        assert_eq!(device.written(), [(2, vec![1, 2])]);
     }
 
     #[test]
     fn unclaimed_straddling_and_refused_reads_are_ones() {
         let bus = Bus::new("test");
-        bus.insert(0x10, 8, echo()).unwrap();
+        bus.insert(0x10, 8, fake()).unwrap();
         for addr in [0x0, 0xf, 0x16, 0x18, u64::MAX] {
             let mut data = [0; 4];
             assert!(bus.read(addr, &mut data).is_none(), "{addr:#x}");
             assert_eq!(data, [0xff; 4]);
         }
         let mut data = [0; 1];
-        assert!(bus.read(0x17, &mut data).is_some());
+        assert!(bus.read(0x10 + FakeDevice::REFUSED, &mut data).is_some());
         assert_eq!(data, [0xff]);
     }
 
     #[test]
     fn overlaps_and_bad_ranges_are_refused() {
         let bus = Bus::new("test");
-        bus.insert(0x10, 8, echo()).unwrap();
+        bus.insert(0x10, 8, fake()).unwrap();
         for (start, len) in [(0x10, 1), (0x17, 1), (0x8, 9), (0x0, 0x100)] {
             assert!(
                 matches!(
-                    bus.insert(start, len, echo()),
+                    bus.insert(start, len, fake()),
                     Err(BusError::Overlap { .. })
                 ),
                 "{start:#x}"
             );
         }
         assert!(matches!(
-            bus.insert(0x40, 0, echo()),
+            bus.insert(0x40, 0, fake()),
             Err(BusError::BadRange { .. })
         ));
         assert!(matches!(
-            bus.insert(u64::MAX, 2, echo()),
+            bus.insert(u64::MAX, 2, fake()),
             Err(BusError::BadRange { .. })
         ));
-        bus.insert(0x18, 8, echo()).unwrap();
-        bus.insert(0x8, 8, echo()).unwrap();
+        bus.insert(0x18, 8, fake()).unwrap();
+        bus.insert(0x8, 8, fake()).unwrap();
         assert!(bus.remove(0x10));
         assert!(!bus.remove(0x10));
     }

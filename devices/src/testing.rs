@@ -10,10 +10,12 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::bus::{AccessError, BusDevice};
 use crate::console::CharBackend;
 use crate::dma::GuestRam;
 use crate::irq::{Doorbell, IrqLine, IrqPin, MsiMessage, MsiSink, MsiVector};
 use crate::legacy::{PowerControl, PowerEvent};
+use crate::sync::lock;
 
 /// `len` bytes of guest RAM at address 0.
 ///
@@ -36,7 +38,7 @@ impl FakePin {
     #[must_use]
     pub fn line() -> (IrqLine, Arc<Self>) {
         let pin = Arc::new(Self::default());
-        (IrqLine::new(Box::new(PinRef(Arc::clone(&pin)))), pin)
+        (IrqLine::new(Box::new(Arc::clone(&pin))), pin)
     }
 
     /// The level now.
@@ -52,40 +54,69 @@ impl FakePin {
     }
 }
 
-struct PinRef(Arc<FakePin>);
-
-impl IrqPin for PinRef {
+impl IrqPin for Arc<FakePin> {
     fn set_level(&self, high: bool) {
-        if !self.0.level.swap(high, Ordering::SeqCst) && high {
-            self.0.edges.fetch_add(1, Ordering::SeqCst);
+        if !self.level.swap(high, Ordering::SeqCst) && high {
+            self.edges.fetch_add(1, Ordering::SeqCst);
         }
     }
+}
+
+/// What a [`FakeMsiSink`] refuses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MsiRefusal {
+    /// Nothing.
+    #[default]
+    None,
+    /// To hand out vectors.
+    Vectors,
+    /// To route vectors, and to send; it remembers messages all the same.
+    Messages,
 }
 
 /// Collects messages sent, and hands out vectors whose eventfds a test can read.
 #[derive(Default)]
 pub struct FakeMsiSink {
+    refusal: MsiRefusal,
+    asked: AtomicU32,
     sent: Mutex<Vec<MsiMessage>>,
     vectors: Mutex<Vec<Arc<FakeVector>>>,
 }
 
 impl FakeMsiSink {
+    /// One that refuses something.
+    #[must_use]
+    pub fn refusing(refusal: MsiRefusal) -> Self {
+        Self {
+            refusal,
+            ..Self::default()
+        }
+    }
+
     /// All messages sent directly so far.
     #[must_use]
     pub fn sent(&self) -> Vec<MsiMessage> {
-        self.sent.lock().expect("lock").clone()
+        lock(&self.sent).clone()
+    }
+
+    /// How many vectors it was asked for.
+    #[must_use]
+    pub fn vectors_asked(&self) -> u32 {
+        self.asked.load(Ordering::SeqCst)
     }
 
     /// The vectors handed out, in order.
     #[must_use]
     pub fn vectors(&self) -> Vec<Arc<FakeVector>> {
-        self.vectors.lock().expect("lock").clone()
+        lock(&self.vectors).clone()
     }
 }
 
 /// One vector of a [`FakeMsiSink`].
 pub struct FakeVector {
-    route: Mutex<Option<MsiMessage>>,
+    refusing: bool,
+    routings: AtomicU32,
+    message: Mutex<Option<MsiMessage>>,
     event: EventFd,
 }
 
@@ -93,7 +124,13 @@ impl FakeVector {
     /// Where it points now; none when masked.
     #[must_use]
     pub fn message(&self) -> Option<MsiMessage> {
-        *self.route.lock().expect("lock")
+        *lock(&self.message)
+    }
+
+    /// How often it was pointed elsewhere, or was to be.
+    #[must_use]
+    pub fn routings(&self) -> u32 {
+        self.routings.load(Ordering::SeqCst)
     }
 
     /// How often it was raised since the last call.
@@ -103,32 +140,43 @@ impl FakeVector {
     }
 }
 
-struct VectorRef(Arc<FakeVector>);
-
-impl MsiVector for VectorRef {
+impl MsiVector for Arc<FakeVector> {
     fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        *self.0.route.lock().expect("lock") = message;
+        self.routings.fetch_add(1, Ordering::SeqCst);
+        if self.refusing {
+            return Err(io::Error::other("refused"));
+        }
+        *lock(&self.message) = message;
         Ok(())
     }
 
     fn trigger(&self) -> &EventFd {
-        &self.0.event
+        &self.event
     }
 }
 
 impl MsiSink for FakeMsiSink {
     fn send(&self, message: MsiMessage) -> io::Result<()> {
-        self.sent.lock().expect("lock").push(message);
-        Ok(())
+        lock(&self.sent).push(message);
+        match self.refusal {
+            MsiRefusal::Messages => Err(io::Error::other("refused")),
+            _ => Ok(()),
+        }
     }
 
     fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.refusal == MsiRefusal::Vectors {
+            return Err(io::Error::other("no routes left"));
+        }
         let vector = Arc::new(FakeVector {
-            route: Mutex::new(None),
+            refusing: self.refusal == MsiRefusal::Messages,
+            routings: AtomicU32::new(0),
+            message: Mutex::new(None),
             event: EventFd::new(EFD_NONBLOCK)?,
         });
-        self.vectors.lock().expect("lock").push(Arc::clone(&vector));
-        Ok(Box::new(VectorRef(vector)))
+        lock(&self.vectors).push(Arc::clone(&vector));
+        Ok(Box::new(vector))
     }
 }
 
@@ -140,7 +188,7 @@ impl FakeDoorbell {
     /// The addresses bound now, sorted.
     #[must_use]
     pub fn bound(&self) -> Vec<u64> {
-        let mut addrs = self.0.lock().expect("lock").clone();
+        let mut addrs = lock(&self.0).clone();
         addrs.sort_unstable();
         addrs
     }
@@ -148,12 +196,12 @@ impl FakeDoorbell {
 
 impl Doorbell for FakeDoorbell {
     fn bind(&self, addr: u64, _event: &EventFd) -> io::Result<()> {
-        self.0.lock().expect("lock").push(addr);
+        lock(&self.0).push(addr);
         Ok(())
     }
 
     fn unbind(&self, addr: u64, _event: &EventFd) -> io::Result<()> {
-        self.0.lock().expect("lock").retain(|bound| *bound != addr);
+        lock(&self.0).retain(|bound| *bound != addr);
         Ok(())
     }
 }
@@ -166,17 +214,52 @@ impl FakePower {
     /// The requests since the last call, in order.
     #[must_use]
     pub fn take(&self) -> Vec<PowerEvent> {
-        std::mem::take(&mut *self.0.lock().expect("lock"))
+        std::mem::take(&mut *lock(&self.0))
     }
 }
 
 impl PowerControl for FakePower {
     fn request(&self, event: PowerEvent) {
-        self.0.lock().expect("lock").push(event);
+        lock(&self.0).push(event);
     }
 }
 
-/// One end of a line; a test holds the other. Output that the test does not take fills the line's buffer, and is
+/// A device that answers reads with the low byte of their offset, refuses those at [`FakeDevice::REFUSED`], and
+/// remembers writes.
+#[derive(Default)]
+pub struct FakeDevice(Mutex<Vec<(u64, Vec<u8>)>>);
+
+impl FakeDevice {
+    /// The offset that cannot be read.
+    pub const REFUSED: u64 = 7;
+
+    /// The writes so far: offset and bytes.
+    #[must_use]
+    pub fn written(&self) -> Vec<(u64, Vec<u8>)> {
+        lock(&self.0).clone()
+    }
+}
+
+impl BusDevice for FakeDevice {
+    fn name(&self) -> &str {
+        "fake"
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        if offset == Self::REFUSED {
+            return Err(AccessError::InvalidRegister);
+        }
+        data.fill(offset.to_le_bytes()[0]);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        lock(&self.0).push((offset, data.to_vec()));
+        Ok(())
+    }
+}
+
+/// A backend at one end of a line; a test holds the other. Output that the test does not take fills the line's buffer, and is
 /// then an error.
 pub struct FakeLine(UnixStream);
 
@@ -219,4 +302,31 @@ pub fn readable(fd: RawFd) -> bool {
         .expect("a descriptor to watch");
     let mut events = [EpollEvent::default()];
     epoll.wait(0, &mut events).expect("wait") > 0
+}
+
+/// Marsaglia's xorshift64: the same sequence in every run.
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence that follows `seed`, which is not 0.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number; any but 0.
+    pub fn number(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// A number below `end`.
+    ///
+    /// # Panics
+    /// When `end` is 0.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.number() % end
+    }
 }

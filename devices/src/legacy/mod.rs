@@ -17,7 +17,7 @@ pub use i8042::I8042;
 pub use pm::{Pm, SLP_TYP_S5};
 pub use power::{PowerControl, PowerEvent, ResetSource};
 pub use pvpanic::Pvpanic;
-pub use reset::ResetControl;
+pub(crate) use reset::ResetControl;
 pub use uart16550::{Uart16550, UartInput};
 
 /// What a machine reset does to a device at fixed ports.

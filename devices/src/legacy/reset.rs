@@ -1,4 +1,4 @@
-//! The reset control register at port 0xcf9 (PIIX3 datasheet, `RC`; ICH9 datasheet, `RST_CNT`).
+//! The reset control register at port 0xcf9 (PIIX3 datasheet, `RC`; ICH9 datasheet, 13.7.5, `RST_CNT`).
 //!
 //! It lies inside the dword at 0xcf8 that addresses PCI configuration space: a byte access to 0xcf9 means this
 //! register, a dword access to 0xcf8 the other. So the device at 0xcf8 owns one of these and decides.
@@ -10,38 +10,31 @@ const RST_CPU: u8 = 1 << 2;
 /// `FULL_RST`: the coming reset also cycles the power.
 const FULL_RST: u8 = 1 << 3;
 
-/// The register. Every kind of reset it knows is the same here: the machine starts anew.
+/// The register, zero after power-on. Every kind of reset it knows is the same here: the machine starts anew.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ResetControl {
+pub(crate) struct ResetControl {
     value: u8,
 }
 
 impl ResetControl {
-    /// The register after power-on: zero.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { value: 0 }
-    }
-
     /// What a byte read of 0xcf9 gives: the kind of reset last written. `RST_CPU` always reads as 0.
     #[must_use]
-    pub const fn read(self) -> u8 {
+    pub fn read(self) -> u8 {
         self.value
     }
 
-    /// A byte write to 0xcf9. True when the machine is to be reset: the caller then requests
-    /// [`PowerEvent::Reset`](super::PowerEvent::Reset) with
-    /// [`ResetSource::ResetControl`](super::ResetSource::ResetControl) after releasing its lock.
+    /// A byte write to 0xcf9. True when the machine is to be reset: the caller asks for that after releasing its
+    /// lock.
     #[must_use]
-    pub const fn write(&mut self, value: u8) -> bool {
+    pub fn write(&mut self, value: u8) -> bool {
         // RST_CPU is not kept: the reset that it starts clears it, so every write of 1 is a rising edge.
         self.value = value & (SYS_RST | FULL_RST);
         value & RST_CPU != 0
     }
 
     /// Back to the state after power-on.
-    pub const fn reset(&mut self) {
-        *self = Self::new();
+    pub fn reset(&mut self) {
+        *self = Self::default();
     }
 }
 
@@ -51,7 +44,7 @@ mod tests {
 
     #[test]
     fn linux_reset_sequence() {
-        let mut register = ResetControl::new();
+        let mut register = ResetControl::default();
         assert_eq!(register.read(), 0);
         assert!(!register.write(SYS_RST));
         assert_eq!(register.read(), SYS_RST);
@@ -64,7 +57,7 @@ mod tests {
 
     #[test]
     fn only_rst_cpu_resets_and_reserved_bits_read_zero() {
-        let mut register = ResetControl::new();
+        let mut register = ResetControl::default();
         for value in 0..=u8::MAX {
             assert_eq!(register.write(value), value & RST_CPU != 0, "{value:#x}");
             assert_eq!(register.read(), value & (SYS_RST | FULL_RST));

@@ -1,11 +1,13 @@
 //! The two ways to configuration space: ECAM (PCI Express Base 5.0, 7.2.2) and the ports 0xcf8 to 0xcff (PCI Local
 //! Bus 3.0, 3.2.2.3.2), among which the reset control register of Intel's chipsets hides.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::root::RootBus;
 use crate::bus::{AccessError, BusDevice};
+use crate::legacy::ResetControl;
+use crate::sync::lock;
 
 /// Bytes of ECAM for one bus.
 pub const ECAM_BUS_BYTES: u64 = 1 << 20;
@@ -68,18 +70,11 @@ const CONFIG_DATA: u64 = 4;
 const ADDRESS_ENABLE: u32 = 1 << 31;
 const ADDRESS_WRITABLE: u32 = 0x80ff_fffc;
 
-/// Reset control: a reset is a full one, power cycle included.
-const RESET_FULL: u8 = 1 << 3;
-/// Reset control: setting it resets the processors.
-const RESET_CPU: u8 = 1 << 2;
-/// Reset control: a reset is a hard one.
-const RESET_SYSTEM: u8 = 1 << 1;
-
-/// The ports 0xcf8 to 0xcff: `CONFIG_ADDRESS`, `CONFIG_DATA`, and `RST_CNT` at 0xcf9 (ICH9 datasheet, 13.7.5).
+/// The ports 0xcf8 to 0xcff: `CONFIG_ADDRESS`, `CONFIG_DATA`, and the reset control register at 0xcf9.
 pub struct PciConfigPorts {
     root: Arc<RootBus>,
     address: AtomicU32,
-    reset_control: AtomicU8,
+    reset_control: Mutex<ResetControl>,
     on_reset: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -91,7 +86,7 @@ impl PciConfigPorts {
         Self {
             root,
             address: AtomicU32::new(0),
-            reset_control: AtomicU8::new(0),
+            reset_control: Mutex::default(),
             on_reset,
         }
     }
@@ -99,7 +94,7 @@ impl PciConfigPorts {
     /// Back to the state after power-on.
     pub fn reset(&self) {
         self.address.store(0, Ordering::Relaxed);
-        self.reset_control.store(0, Ordering::Relaxed);
+        lock(&self.reset_control).reset();
     }
 
     /// The function and register that `CONFIG_DATA` stands for now; none when the window is closed or open to a
@@ -113,14 +108,6 @@ impl PciConfigPorts {
         check_within_dword(register, len)?;
         Ok((address & ADDRESS_ENABLE != 0 && bus == 0).then_some((devfn, register)))
     }
-
-    fn write_reset_control(&self, value: u8) {
-        let kept = value & (RESET_SYSTEM | RESET_FULL);
-        self.reset_control.store(kept, Ordering::Relaxed);
-        if value & RESET_CPU != 0 {
-            (self.on_reset)();
-        }
-    }
 }
 
 impl BusDevice for PciConfigPorts {
@@ -133,7 +120,7 @@ impl BusDevice for PciConfigPorts {
             (CONFIG_ADDRESS, data @ [_, _, _, _]) => {
                 data.copy_from_slice(&self.address.load(Ordering::Relaxed).to_le_bytes());
             }
-            (RESET_CONTROL, [value]) => *value = self.reset_control.load(Ordering::Relaxed),
+            (RESET_CONTROL, [value]) => *value = lock(&self.reset_control).read(),
             (CONFIG_DATA.., data) => match self.data_target(offset, data.len())? {
                 Some((devfn, register)) => self.root.config_read(devfn, register, data),
                 None => data.fill(0xff),
@@ -150,7 +137,12 @@ impl BusDevice for PciConfigPorts {
                 let address = u32::from_le_bytes([a, b, c, d]) & ADDRESS_WRITABLE;
                 self.address.store(address, Ordering::Relaxed);
             }
-            (RESET_CONTROL, &[value]) => self.write_reset_control(value),
+            (RESET_CONTROL, &[value]) => {
+                let reset = lock(&self.reset_control).write(value);
+                if reset {
+                    (self.on_reset)();
+                }
+            }
             (CONFIG_DATA.., data) => {
                 if let Some((devfn, register)) = self.data_target(offset, data.len())? {
                     self.root.config_write(devfn, register, data);

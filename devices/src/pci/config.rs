@@ -526,7 +526,8 @@ pub(crate) fn overlaps(offset: usize, len: usize, other: usize, other_len: usize
     offset < other + other_len && other < offset + len
 }
 
-fn put(space: &mut [u8], offset: u16, data: &[u8]) {
+/// Writes `data` at `offset`, which lies within `space`.
+pub(super) fn put(space: &mut [u8], offset: u16, data: &[u8]) {
     let at = usize::from(offset);
     space[at..at + data.len()].copy_from_slice(data);
 }

@@ -288,8 +288,3 @@ fn interrupt_status_is_the_devices_to_set() {
     config.set_interrupt_status(false);
     assert_eq!(config.read_u16(STATUS), 0);
 }
-
-fn put(space: &mut [u8], offset: u16, data: &[u8]) {
-    let at = usize::from(offset);
-    space[at..at + data.len()].copy_from_slice(data);
-}

@@ -305,10 +305,7 @@ impl Msix {
 mod tests {
     use super::*;
     use crate::pci::config::PciIds;
-    use crate::testing::FakeMsiSink;
-    use std::io;
-    use std::sync::atomic::AtomicU32;
-    use vmm_sys_util::eventfd::EventFd;
+    use crate::testing::{FakeMsiSink, MsiRefusal};
 
     const LAYOUT: MsixLayout = MsixLayout {
         bar: 1,
@@ -479,64 +476,22 @@ mod tests {
         msix.trigger(u16::MAX);
     }
 
-    #[derive(Default)]
-    struct NoRoutes {
-        asked: AtomicU32,
-        sent: Mutex<Vec<MsiMessage>>,
-    }
-
-    impl MsiSink for NoRoutes {
-        fn send(&self, message: MsiMessage) -> io::Result<()> {
-            lock(&self.sent).push(message);
-            Ok(())
-        }
-        fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
-            self.asked.fetch_add(1, Ordering::SeqCst);
-            Err(io::Error::other("no routes left"))
-        }
-    }
-
     #[test]
     fn without_a_route_messages_are_sent() {
-        let sink = Arc::new(NoRoutes::default());
+        let sink = Arc::new(FakeMsiSink::refusing(MsiRefusal::Vectors));
         let (mut config, msix) = function(1, sink.clone());
         set_control(&mut config, &msix, CONTROL_ENABLE);
         write_message(&msix, 0, MESSAGE);
         msix.trigger(0);
         set_mask(&msix, 0, false);
         msix.trigger(0);
-        assert_eq!(*lock(&sink.sent), [MESSAGE, MESSAGE]);
-        assert_eq!(sink.asked.load(Ordering::SeqCst), 1);
-    }
-
-    struct CountingLine(EventFd, Arc<AtomicU32>);
-
-    impl MsiVector for CountingLine {
-        fn route(&self, _message: Option<MsiMessage>) -> io::Result<()> {
-            self.1.fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        }
-        fn trigger(&self) -> &EventFd {
-            &self.0
-        }
-    }
-
-    #[derive(Default)]
-    struct Counting(Arc<AtomicU32>);
-
-    impl MsiSink for Counting {
-        fn send(&self, _message: MsiMessage) -> io::Result<()> {
-            panic!("there is a route");
-        }
-        fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
-            let line = CountingLine(EventFd::new(0)?, self.0.clone());
-            Ok(Box::new(line))
-        }
+        assert_eq!(sink.sent(), [MESSAGE, MESSAGE]);
+        assert_eq!(sink.vectors_asked(), 1);
     }
 
     #[test]
     fn masking_costs_no_routing() {
-        let sink = Arc::new(Counting::default());
+        let sink = Arc::new(FakeMsiSink::default());
         let (mut config, msix) = function(1, sink.clone());
         set_control(&mut config, &msix, CONTROL_ENABLE);
         write_message(&msix, 0, MESSAGE);
@@ -549,41 +504,21 @@ mod tests {
             // The same message again.
             write_message(&msix, 0, MESSAGE);
         }
-        assert_eq!(sink.0.load(Ordering::SeqCst), 1);
-    }
-
-    struct Unroutable(EventFd);
-
-    impl MsiVector for Unroutable {
-        fn route(&self, _message: Option<MsiMessage>) -> io::Result<()> {
-            Err(io::Error::other("refused"))
-        }
-        fn trigger(&self) -> &EventFd {
-            &self.0
-        }
-    }
-
-    #[derive(Default)]
-    struct Refusing(Mutex<Vec<MsiMessage>>);
-
-    impl MsiSink for Refusing {
-        fn send(&self, message: MsiMessage) -> io::Result<()> {
-            lock(&self.0).push(message);
-            Err(io::Error::other("refused"))
-        }
-        fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
-            Ok(Box::new(Unroutable(EventFd::new(0)?)))
-        }
+        let vectors = sink.vectors();
+        assert_eq!(vectors.len(), 1);
+        assert_eq!(vectors[0].routings(), 1);
+        assert!(sink.sent().is_empty(), "there is a route");
     }
 
     #[test]
     fn a_refused_route_falls_back_to_sending() {
-        let sink = Arc::new(Refusing::default());
+        let sink = Arc::new(FakeMsiSink::refusing(MsiRefusal::Messages));
         let (mut config, msix) = function(1, sink.clone());
         set_control(&mut config, &msix, CONTROL_ENABLE);
         write_message(&msix, 0, MESSAGE);
         set_mask(&msix, 0, false);
         msix.trigger(0);
-        assert_eq!(*lock(&sink.0), [MESSAGE]);
+        assert_eq!(sink.sent(), [MESSAGE]);
+        assert_eq!(sink.vectors()[0].routings(), 1);
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use thiserror::Error;
 
@@ -19,7 +19,7 @@ use super::device::{BarChange, BarSpace, DoorbellSpec, PciDevice};
 use crate::bus::{AccessError, Bus, BusDevice, BusError};
 use crate::irq::Doorbell;
 use crate::ratelimit::RateLimiter;
-use crate::sync::lock;
+use crate::sync::{lock, read, write};
 
 /// Devices on a bus.
 pub const DEVICE_COUNT: u8 = 32;
@@ -165,10 +165,7 @@ impl RootBus {
     /// follows from it ([`intx_line`]).
     #[must_use]
     pub fn next_slot(&self) -> Option<u8> {
-        let functions = self
-            .functions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let functions = read(&self.functions);
         (0..DEVICE_COUNT).find(|slot| functions.range(devfns(*slot)).next().is_none())
     }
 
@@ -209,10 +206,7 @@ impl RootBus {
                 function,
             });
         }
-        let mut functions = self
-            .functions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut functions = write(&self.functions);
         let devfn = slot << 3 | function;
         if let Some(other) = functions.get(&devfn) {
             return Err(RootBusError::Taken {
@@ -249,11 +243,7 @@ impl RootBus {
     /// # Errors
     /// [`RootBusError::WindowFull`].
     pub fn assign_resources(&self) -> Result<(), RootBusError> {
-        let functions = self
-            .functions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let functions = read(&self.functions).clone();
         let mut decoded = lock(&self.decoded);
         let mut wanted = Vec::new();
         for (&devfn, device) in &functions {
@@ -305,10 +295,7 @@ impl RootBus {
             for bar in std::mem::take(&mut *decoded).into_values() {
                 self.unmap(&bar);
             }
-            let functions = self
-                .functions
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
+            let functions = read(&self.functions);
             for device in functions.values() {
                 device.reset();
             }
@@ -317,11 +304,7 @@ impl RootBus {
     }
 
     fn function(&self, devfn: u8) -> Option<Arc<dyn PciDevice>> {
-        self.functions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&devfn)
-            .cloned()
+        read(&self.functions).get(&devfn).cloned()
     }
 
     fn write_and_apply(

@@ -10,7 +10,7 @@ use super::root::*;
 use super::*;
 use crate::bus::{AccessError, Bus, BusDevice};
 use crate::sync::lock;
-use crate::testing::FakeDoorbell;
+use crate::testing::{FakeDoorbell, Random};
 
 const WINDOWS: PciWindows = PciWindows {
     mmio32: 0xc000_0000..0xc010_0000,
@@ -432,22 +432,6 @@ fn config_ports_forget_at_reset() {
     assert_eq!(data[0], 0);
 }
 
-/// Marsaglia's xorshift64: the same sequence in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
-
 /// What must hold whatever a guest wrote: a BAR that nothing overlaps answers, with its doorbell; nothing else is
 /// bound; who was there from the start still is.
 fn check_maps(machine: &Machine, functions: &[Arc<TestFunction>]) {
@@ -500,12 +484,12 @@ fn random_config_writes_keep_the_maps_consistent() {
         })
         .collect();
     machine.root.assign_resources().unwrap();
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut random = Random::new(0x1234_5678_9abc_def1);
     for _ in 0..20_000 {
         let slot = u8::try_from(random.below(5)).unwrap();
         let (offset, value) = match random.below(4) {
             0 => (u64::from(COMMAND), random.below(8)),
-            1 => (random.below(0x1000), random.next()),
+            1 => (random.below(0x1000), random.number()),
             // A few addresses, so that BARs meet one another and ECAM.
             _ => {
                 let value = match random.below(5) {
@@ -551,7 +535,7 @@ fn concurrent_writes_leave_what_some_order_of_them_explains() {
         for seed in 1..=4 {
             let machine = &machine;
             scope.spawn(move || {
-                let mut random = Random(seed);
+                let mut random = Random::new(seed);
                 for _ in 0..2000 {
                     let slot = u8::try_from(random.below(2)).unwrap();
                     if random.below(4) == 0 {

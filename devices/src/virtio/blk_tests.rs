@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRT
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
-use super::test_driver::{Buffer, DriverQueue, NEXT, WRITE, readable, writable};
+use super::test_driver::{Buffer, DriverQueue, FakeInterrupts, NEXT, WRITE, readable, writable};
 use super::{Activation, Blk, VirtioDevice};
 use crate::block::{BlockInfo, MemoryControl, MemoryDisk};
 use crate::dma::{DmaMem, GuestRam};
@@ -40,11 +40,19 @@ const INFO: BlockInfo = BlockInfo {
     write_zeroes: true,
 };
 
+/// A read of one sector, once its header is written.
+const READ_512: [Buffer; 3] = [
+    readable(HEADER, 16),
+    writable(DATA, 512),
+    writable(STATUS, 1),
+];
+
 struct Bench {
     ram: Arc<GuestRam>,
     blk: Blk,
     disk: MemoryControl,
     driver: DriverQueue,
+    interrupts: Arc<FakeInterrupts>,
     bus_master: Arc<AtomicBool>,
 }
 
@@ -57,12 +65,13 @@ impl Bench {
         let ram = test_ram(RAM_BYTES);
         let (disk, control) = MemoryDisk::new(info);
         let blk = Blk::new("virtio-blk0".into(), Box::new(disk), Some("SERIAL-7")).unwrap();
-        let driver = DriverQueue::new(ram.clone(), QUEUE, 256);
+        let driver = DriverQueue::new(&ram, QUEUE, 256);
         let mut bench = Self {
             ram,
             blk,
             disk: control,
             driver,
+            interrupts: Arc::default(),
             bus_master: Arc::new(AtomicBool::new(true)),
         };
         bench.activate(features);
@@ -71,7 +80,7 @@ impl Bench {
 
     fn activate(&mut self, features: u64) {
         let dma = DmaMem::new(self.ram.clone(), self.bus_master.clone());
-        let queues = vec![self.driver.device_side(0, dma.clone())];
+        let queues = vec![self.driver.device_side(0, &dma, &self.interrupts, false)];
         self.blk
             .activate(Activation {
                 dma,
@@ -113,11 +122,17 @@ impl Bench {
         self.result(head)
     }
 
+    /// The backend says that requests are complete.
+    fn completion_event(&mut self) {
+        let (fd, _) = self.blk.backend_events()[0];
+        self.blk.process_backend(fd, EventSet::IN).unwrap();
+    }
+
     fn result(&mut self, head: u16) -> (u8, u32) {
-        let (id, len) = self.driver.take_used().expect("used");
-        assert_eq!(id, u32::from(head));
-        assert_eq!(self.driver.take_used(), None);
-        assert_eq!(self.driver.interrupt.take_queue(), 1);
+        let (used_head, len) = self.driver.next_used().expect("used");
+        assert_eq!(used_head, head);
+        assert_eq!(self.driver.next_used(), None);
+        assert_eq!(self.interrupts.take(0), 1);
         (self.get(STATUS, 1)[0], len)
     }
 }
@@ -216,12 +231,7 @@ fn any_framing_will_do() {
     assert_eq!(bench.disk.data()[2560..3072], [0xa5; 512]);
     // An indirect table.
     bench.header(IN, 5);
-    let buffers = [
-        readable(HEADER, 16),
-        writable(DATA, 512),
-        writable(STATUS, 1),
-    ];
-    let head = bench.driver.add_indirect(0x7001, &buffers);
+    let head = bench.driver.add_indirect(0x7001, &READ_512);
     bench.blk.process_queue(0).unwrap();
     assert_eq!(bench.result(head), (OK, 513));
     assert_eq!(bench.get(DATA, 512), [0xa5; 512]);
@@ -363,11 +373,8 @@ fn chains_without_a_place_for_the_status_come_back_empty() {
         assert_eq!(bench.chain(buffers), (UNTOUCHED, 0), "{buffers:?}");
     }
     // It leads out of the table; it never ends.
-    let table = bench.driver.desc_table();
     for next in [256, u16::MAX, 100] {
-        bench
-            .driver
-            .write_desc(table, 100, writable(STATUS, 1), WRITE | NEXT, next);
+        bench.driver.write_desc(100, STATUS, 1, WRITE | NEXT, next);
         bench.driver.make_available(100);
         bench.blk.process_queue(0).unwrap();
         assert_eq!(bench.result(100), (UNTOUCHED, 0), "{next}");
@@ -392,18 +399,13 @@ fn a_broken_ring_fails_the_device_which_then_rests() {
     let mut bench = Bench::new();
     bench.disk.stall(true);
     bench.header(IN, 0);
-    bench.driver.add(&[
-        readable(HEADER, 16),
-        writable(DATA, 512),
-        writable(STATUS, 1),
-    ]);
+    bench.driver.add(&READ_512);
     bench.blk.process_queue(0).unwrap();
     bench.driver.set_avail_idx(300);
     assert!(bench.blk.process_queue(0).is_err());
     bench.disk.stall(false);
-    let (fd, _) = bench.blk.backend_events()[0];
-    bench.blk.process_backend(fd, EventSet::IN).unwrap();
-    assert_eq!(bench.driver.take_used(), None);
+    bench.completion_event();
+    assert_eq!(bench.driver.next_used(), None);
 
     let mut bench = Bench::new();
     bench.driver.make_available(256);
@@ -415,24 +417,18 @@ fn completions_come_in_batches_with_one_interrupt() {
     let mut bench = Bench::new();
     bench.disk.stall(true);
     bench.header(IN, 0);
-    let buffers = [
-        readable(HEADER, 16),
-        writable(DATA, 512),
-        writable(STATUS, 1),
-    ];
     for _ in 0..10 {
-        bench.driver.add(&buffers);
+        bench.driver.add(&READ_512);
     }
     bench.blk.process_queue(0).unwrap();
-    assert_eq!(bench.driver.interrupt.take_queue(), 0);
+    assert_eq!(bench.interrupts.take(0), 0);
     bench.disk.stall(false);
-    let (fd, _) = bench.blk.backend_events()[0];
-    bench.blk.process_backend(fd, EventSet::IN).unwrap();
-    assert_eq!(bench.driver.interrupt.take_queue(), 1);
+    bench.completion_event();
+    assert_eq!(bench.interrupts.take(0), 1);
     for _ in 0..10 {
-        assert_eq!(bench.driver.take_used().unwrap().1, 513);
+        assert_eq!(bench.driver.next_used().unwrap().1, 513);
     }
-    assert_eq!(bench.driver.take_used(), None);
+    assert_eq!(bench.driver.next_used(), None);
 }
 
 #[test]
@@ -440,13 +436,8 @@ fn no_more_in_flight_than_the_queue_holds() {
     let mut bench = Bench::new();
     bench.disk.stall(true);
     bench.header(IN, 0);
-    let buffers = [
-        readable(HEADER, 16),
-        writable(DATA, 512),
-        writable(STATUS, 1),
-    ];
     // The same chain again and again: no honest driver does this.
-    let head = bench.driver.add(&buffers);
+    let head = bench.driver.add(&READ_512);
     for _ in 0..255 {
         bench.driver.make_available(head);
     }
@@ -456,8 +447,7 @@ fn no_more_in_flight_than_the_queue_holds() {
     }
     bench.blk.process_queue(0).unwrap();
     bench.disk.stall(false);
-    let (fd, _) = bench.blk.backend_events()[0];
-    bench.blk.process_backend(fd, EventSet::IN).unwrap();
+    bench.completion_event();
     // The used ring holds the last 256 of 356; all have gone through.
     assert_eq!(bench.driver.used_idx(), 356);
 }
@@ -484,14 +474,13 @@ fn after_a_reset_in_flight_the_driver_is_not_touched() {
     bench.blk.process_queue(0).unwrap();
     bench.blk.deactivate();
     assert_eq!(bench.disk.data()[0], 7, "waited for");
-    assert_eq!(bench.driver.take_used(), None);
+    assert_eq!(bench.driver.next_used(), None);
     assert_eq!(bench.get(STATUS, 1), [UNTOUCHED]);
-    let (fd, _) = bench.blk.backend_events()[0];
-    bench.blk.process_backend(fd, EventSet::IN).unwrap();
-    assert_eq!(bench.driver.interrupt.take_queue(), 0);
+    bench.completion_event();
+    assert_eq!(bench.interrupts.take(0), 0);
     // And it works again.
     bench.disk.stall(false);
-    bench.driver = DriverQueue::new(bench.ram.clone(), 0x4000, 8);
+    bench.driver = DriverQueue::new(&bench.ram, 0x4000, 8);
     bench.activate(1 << VIRTIO_BLK_F_FLUSH);
     assert_eq!(bench.request(IN, 0, &[writable(DATA, 512)]), (OK, 513));
 }
@@ -501,16 +490,11 @@ fn without_bus_mastering_nothing_is_written() {
     let mut bench = Bench::new();
     bench.disk.stall(true);
     bench.header(IN, 0);
-    bench.driver.add(&[
-        readable(HEADER, 16),
-        writable(DATA, 512),
-        writable(STATUS, 1),
-    ]);
+    bench.driver.add(&READ_512);
     bench.blk.process_queue(0).unwrap();
     bench.bus_master.store(false, Ordering::Release);
     bench.disk.stall(false);
-    let (fd, _) = bench.blk.backend_events()[0];
-    bench.blk.process_backend(fd, EventSet::IN).unwrap();
+    bench.completion_event();
     assert_eq!(bench.get(STATUS, 1), [UNTOUCHED]);
-    assert_eq!(bench.driver.take_used(), None);
+    assert_eq!(bench.driver.next_used(), None);
 }

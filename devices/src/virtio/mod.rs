@@ -7,8 +7,6 @@ mod blk_tests;
 mod console;
 mod device;
 mod net;
-#[cfg(test)]
-mod net_test_driver;
 mod pci;
 mod pci_common;
 #[cfg(test)]
@@ -26,8 +24,6 @@ mod rerun;
 mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod test_driver;
-#[cfg(test)]
-mod test_ring;
 
 pub use blk::Blk;
 pub use console::Console;

@@ -547,6 +547,9 @@ fn add_structures(
     };
     config.add_bar(BAR, bar, BAR_BYTES)?;
     let queue_count = info.queue_sizes.len();
+    // First in the list: it is the one that guests look for again and again.
+    let vectors = u16::try_from(queue_count + 1).unwrap_or(u16::MAX);
+    let msix = Msix::new(config, MSIX, vectors, msi)?;
     let notify_bytes = queue_count as u64 * NOTIFY_STRIDE;
     let add = |config: &mut PciConfig, cfg_type, offset: u64, len: u64, extra: &[u8]| {
         let body = structure_capability(cfg_type, offset, len, extra);
@@ -573,8 +576,6 @@ fn add_structures(
         let len = u64::from(info.config_len);
         add(config, VIRTIO_PCI_CAP_DEVICE_CFG, DEVICE_CONFIG, len, &[])?;
     }
-    let vectors = u16::try_from(queue_count + 1).unwrap_or(u16::MAX);
-    let msix = Msix::new(config, MSIX, vectors, msi)?;
     let body = structure_capability(VIRTIO_PCI_CAP_PCI_CFG, 0, 0, &[0; 4]);
     let mut writable = [0xff; 18];
     // Length and type of the capability, the ID and the padding are not the driver's.

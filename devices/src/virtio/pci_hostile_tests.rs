@@ -4,6 +4,7 @@ use super::pci_test_guest::*;
 use crate::bus::AccessError;
 use crate::pci::PciDevice;
 use crate::pci::config::BASE_ADDRESS_0;
+use crate::testing::Random;
 
 #[test]
 fn features_are_refused_unless_offered_and_modern() {
@@ -147,13 +148,11 @@ fn a_queue_outside_ram_needs_a_reset() {
     ];
     let mut guest = Guest::new();
     for (register, address) in cases {
-        guest.clear_ring();
+        guest.ring.clear();
         guest.reset();
         assert!(guest.negotiate(VERSION_1));
         guest.w16(SELECT, 0);
-        guest.w64(DESC, guest.ring.desc());
-        guest.w64(AVAIL, guest.ring.avail());
-        guest.w64(USED, guest.ring.used());
+        guest.point_queue_at_ring();
         guest.w64(register, address);
         guest.w16(ENABLE, 1);
         assert_eq!(
@@ -169,7 +168,7 @@ fn a_queue_outside_ram_needs_a_reset() {
     guest.echo(b"hello");
     // Memory that ends with RAM is memory.
     guest.reset();
-    guest.clear_ring();
+    guest.ring.clear();
     assert!(guest.negotiate(VERSION_1));
     guest.w16(SELECT, 0);
     guest.w64(DESC, ram_end - 16 * u64::from(QUEUE_SIZE));
@@ -187,9 +186,7 @@ fn an_impossible_queue_size_needs_a_reset() {
         assert!(guest.negotiate(VERSION_1));
         guest.w16(SELECT, 0);
         guest.w16(SIZE, size);
-        guest.w64(DESC, guest.ring.desc());
-        guest.w64(AVAIL, guest.ring.avail());
-        guest.w64(USED, guest.ring.used());
+        guest.point_queue_at_ring();
         guest.w16(ENABLE, 1);
         assert_ne!(guest.status() & NEEDS_RESET, 0, "{size}");
     }
@@ -201,9 +198,7 @@ fn a_device_that_fails_is_idle_until_reset() {
     guest.enable_msix();
     guest.reset();
     guest.w16(CONFIG_VECTOR, 2);
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     guest.state().fail_queue = true;
     guest.kick();
     assert_ne!(guest.status() & NEEDS_RESET, 0);
@@ -212,7 +207,7 @@ fn a_device_that_fails_is_idle_until_reset() {
     guest.kick();
     assert_eq!(guest.state().processed, [0]);
     guest.state().fail_queue = false;
-    guest.clear_ring();
+    guest.ring.clear();
     guest.start();
     guest.echo(b"hello");
     // From the backend's side.
@@ -230,9 +225,9 @@ fn a_broken_ring_fails_the_device_and_not_us() {
     guest.ring.set_avail_idx(1000);
     guest.kick();
     assert_ne!(guest.status() & NEEDS_RESET, 0);
-    guest.clear_ring();
+    guest.ring.clear();
     guest.start();
-    guest.ring.push(QUEUE_SIZE);
+    guest.ring.make_available(QUEUE_SIZE);
     guest.kick();
     assert_ne!(guest.status() & NEEDS_RESET, 0);
 }
@@ -259,11 +254,9 @@ fn a_device_that_failed_before_its_driver_came_is_not_activated() {
     guest.pci.process_backend_event(fd, events);
     assert_eq!(guest.status(), NEEDS_RESET);
     assert_eq!(guest.r8(ISR), 0);
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     assert_eq!(guest.state().activations, 0);
-    guest.clear_ring();
+    guest.ring.clear();
     guest.start();
     guest.echo(b"hello");
 }
@@ -355,11 +348,11 @@ fn the_configuration_window_reaches_the_bar() {
     // A whole driver's start may go through it.
     guest.start();
     guest.ring.write_desc(0, 0x2_0000, 4, 0, 0);
-    guest.ring.push(0);
+    guest.ring.make_available(0);
     point(&guest, 0, NOTIFY, 2);
     let _ = guest.pci.config_write(window + 16, &[0, 0]);
     guest.run_queues();
-    assert_eq!(guest.ring.pop_used(), Some((0, 0)));
+    assert_eq!(guest.ring.next_used(), Some((0, 0)));
     // The ISR is read, and so cleared, through it.
     point(&guest, 0, ISR, 1);
     assert!(guest.pin.level());
@@ -386,36 +379,25 @@ fn the_configuration_window_reaches_the_bar() {
     }
 }
 
-/// Marsaglia's xorshift64: the same sequence in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    fn bytes(&mut self) -> [u8; 8] {
-        let value = match self.below(4) {
-            0 => self.below(4),
-            1 => self.below(0x100),
-            2 => 0x1_0000 + (self.below(0x30) << 8),
-            _ => self.below(u64::MAX),
-        };
-        value.to_le_bytes()
-    }
+/// Values that registers mean something by, and others.
+fn random_bytes(random: &mut Random) -> [u8; 8] {
+    let value = match random.below(4) {
+        0 => random.below(4),
+        1 => random.below(0x100),
+        2 => 0x1_0000 + (random.below(0x30) << 8),
+        _ => random.below(u64::MAX),
+    };
+    value.to_le_bytes()
 }
 
 #[test]
 fn random_accesses_never_break_the_function() {
     let mut guest = Guest::new();
-    let mut random = Random(0x0dd0_5eed_1234_5678);
+    let mut random = Random::new(0x0dd0_5eed_1234_5678);
     let (fd, events) = guest.pci.backend_events()[0];
     for round in 0..30_000u32 {
         let len = [1, 2, 4, 4, 8][usize::try_from(random.below(5)).unwrap()];
-        let data = random.bytes();
+        let data = random_bytes(&mut random);
         match random.below(8) {
             0 => {
                 let offset = u16::try_from(random.below(0x104)).unwrap();
@@ -437,11 +419,8 @@ fn random_accesses_never_break_the_function() {
             5 => {
                 // Anything at all in the rings.
                 let at = guest.ring.desc() + random.below(0x3000);
-                let _ = vm_memory::Bytes::write_slice(
-                    &*guest.ring.ram,
-                    &data,
-                    vm_memory::GuestAddress(at),
-                );
+                let _ =
+                    vm_memory::Bytes::write_slice(&*guest.ram, &data, vm_memory::GuestAddress(at));
             }
             6 => guest.pci.process_backend_event(fd, events),
             _ => guest.kick(),
@@ -449,7 +428,7 @@ fn random_accesses_never_break_the_function() {
         if round % 1000 == 999 {
             guest.pci.reset();
             guest.set_command(0x6);
-            guest.clear_ring();
+            guest.ring.clear();
             guest.start();
             guest.echo(b"alive");
         }

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 use super::pci::VirtioPci;
 use super::queue::VirtQueue;
-use super::test_ring::{NEXT, TestRing, WRITE};
+use super::test_driver::{DriverQueue, readable, writable};
 use crate::dma::GuestRam;
 use crate::pci::PciDevice;
 use crate::pci::config::{BASE_ADDRESS_0, CAPABILITIES_POINTER, COMMAND};
@@ -208,7 +208,8 @@ pub(super) struct Guest {
     pub(super) backend: EventFd,
     pub(super) sink: Arc<FakeMsiSink>,
     pub(super) pin: Arc<FakePin>,
-    pub(super) ring: TestRing,
+    pub(super) ram: Arc<GuestRam>,
+    pub(super) ring: DriverQueue,
 }
 
 impl Guest {
@@ -231,7 +232,8 @@ impl Guest {
             backend,
             sink,
             pin,
-            ring: TestRing::new(&ram, 0x1_0000, QUEUE_SIZE),
+            ring: DriverQueue::new(&ram, 0x1_0000, QUEUE_SIZE),
+            ram,
         };
         guest.set_command(0x6);
         guest
@@ -351,43 +353,42 @@ impl Guest {
     pub(super) fn set_up_queue(&self) {
         self.w16(SELECT, 0);
         self.w16(SIZE, QUEUE_SIZE);
+        self.point_queue_at_ring();
+        self.w16(ENABLE, 1);
+    }
+
+    /// Writes the addresses of the ring to the selected queue.
+    pub(super) fn point_queue_at_ring(&self) {
         self.w64(DESC, self.ring.desc());
         self.w64(AVAIL, self.ring.avail());
         self.w64(USED, self.ring.used());
-        self.w16(ENABLE, 1);
+    }
+
+    /// From negotiation to a live device with one queue.
+    pub(super) fn go_live(&self, features: u64) {
+        assert!(self.negotiate(features));
+        self.set_up_queue();
+        self.add_status(DRIVER_OK);
     }
 
     /// The whole sequence of 3.1.1.
     pub(super) fn start(&self) {
         self.reset();
-        assert!(self.negotiate(VERSION_1 | EVENT_IDX | FEATURE_ECHO));
-        self.set_up_queue();
-        self.add_status(DRIVER_OK);
-    }
-
-    /// A fresh ring, as a driver makes after a reset.
-    pub(super) fn clear_ring(&mut self) {
-        let zeroes = [0; 0x3000];
-        let base = self.ring.desc();
-        self.ring
-            .ram
-            .write_slice(&zeroes, GuestAddress(base))
-            .unwrap();
-        self.ring = TestRing::new(&self.ring.ram, base, QUEUE_SIZE);
+        self.go_live(VERSION_1 | EVENT_IDX | FEATURE_ECHO);
     }
 
     /// Sends bytes and checks that they come back.
     pub(super) fn echo(&mut self, text: &[u8]) {
         let len = u32::try_from(text.len()).unwrap();
-        let ram = self.ring.ram.clone();
-        ram.write_slice(text, GuestAddress(0x2_0000)).unwrap();
-        self.ring.write_desc(0, 0x2_0000, len, NEXT, 1);
-        self.ring.write_desc(1, 0x2_1000, len, WRITE, 0);
-        self.ring.push(0);
+        let addr = GuestAddress(0x2_0000);
+        self.ram.write_slice(text, addr).unwrap();
+        let buffers = [readable(addr.0, len), writable(0x2_1000, len)];
+        let head = self.ring.add(&buffers);
         self.kick();
-        assert_eq!(self.ring.pop_used(), Some((0, len)));
+        assert_eq!(self.ring.next_used(), Some((head, len)));
         let mut back = vec![0; text.len()];
-        ram.read_slice(&mut back, GuestAddress(0x2_1000)).unwrap();
+        let addr = GuestAddress(0x2_1000);
+        self.ram.read_slice(&mut back, addr).unwrap();
         assert_eq!(back, text);
     }
 

@@ -171,9 +171,7 @@ fn queues_with_event_idx_are_told_so() {
     assert_eq!(guest.ring.avail_event(), 1);
     let mut guest = Guest::new();
     guest.reset();
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     guest.echo(b"x");
     assert_eq!(guest.ring.avail_event(), 0);
 }
@@ -227,9 +225,7 @@ fn configuration_changes_raise_their_vector_and_the_generation() {
     guest.enable_msix();
     guest.reset();
     guest.w16(CONFIG_VECTOR, 2);
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     let generation = guest.r8(GENERATION);
     guest.backend.write(1).unwrap();
     let (fd, events) = guest.pci.backend_events()[0];
@@ -295,11 +291,11 @@ fn reset_works_from_every_state() {
         assert_eq!(guest.r16(ENABLE), 0);
         assert_eq!(guest.r16(VECTOR), 0xffff);
         assert_eq!((guest.r64(DESC), guest.r64(AVAIL)), (0, 0));
-        guest.clear_ring();
+        guest.ring.clear();
         guest.start();
         guest.echo(b"hello");
         guest.reset();
-        guest.clear_ring();
+        guest.ring.clear();
     }
     let state = guest.state();
     assert_eq!(state.activations, state.deactivations);
@@ -323,9 +319,7 @@ fn reset_forgets_interrupts_that_wait_for_their_mask() {
     guest.enable_msix();
     guest.reset();
     guest.w16(VECTOR, 0);
-    assert!(guest.negotiate(VERSION_1));
-    guest.set_up_queue();
-    guest.add_status(DRIVER_OK);
+    guest.go_live(VERSION_1);
     guest.w32(MSIX_TABLE + 12, 1);
     guest.echo(b"hello");
     assert_eq!(guest.r64(MSIX_PBA), 1);
@@ -352,7 +346,7 @@ fn machine_reset_is_power_on() {
     assert_eq!(control, 2);
     // And all works again, with INTx.
     guest.set_command(0x6);
-    guest.clear_ring();
+    guest.ring.clear();
     guest.start();
     guest.echo(b"hello");
     assert!(guest.pin.level());
@@ -365,19 +359,19 @@ fn a_notification_before_activation_is_not_lost() {
     assert!(guest.negotiate(VERSION_1));
     guest.set_up_queue();
     guest.ring.write_desc(0, 0x2_0000, 4, 0, 0);
-    guest.ring.push(0);
+    guest.ring.make_available(0);
     // The event loop sees it before the write of DRIVER_OK has had its effect.
     guest.kick();
     assert!(guest.state().processed.is_empty());
     guest.add_status(DRIVER_OK);
     guest.run_queues();
     assert_eq!(guest.state().processed, [0]);
-    assert_eq!(guest.ring.pop_used(), Some((0, 0)));
+    assert_eq!(guest.ring.next_used(), Some((0, 0)));
     // One that the event loop had not seen waits in the eventfd; a reset forgets the other kind.
     guest.reset();
     guest.kick();
     guest.reset();
-    guest.clear_ring();
+    guest.ring.clear();
     guest.start();
     assert!(guest.pci.queue_events()[0].read().is_err());
 }
@@ -387,13 +381,13 @@ fn bus_mastering_that_comes_back_notifies_again() {
     let mut guest = Guest::new();
     guest.start();
     guest.ring.write_desc(0, 0x2_0000, 4, 0, 0);
-    guest.ring.push(0);
+    guest.ring.make_available(0);
     guest.set_command(0x2);
     guest.kick();
-    assert_eq!(guest.ring.pop_used(), None);
+    assert_eq!(guest.ring.next_used(), None);
     guest.set_command(0x6);
     guest.run_queues();
-    assert_eq!(guest.ring.pop_used(), Some((0, 0)));
+    assert_eq!(guest.ring.next_used(), Some((0, 0)));
     // Not while there is no driver.
     guest.reset();
     guest.set_command(0x2);

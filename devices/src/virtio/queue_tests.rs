@@ -1,52 +1,31 @@
 //! Virtqueues against an honest and a hostile driver.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_queue::{Queue, QueueT};
 
-use super::queue::{QueueInterrupt, VirtQueue};
-use super::test_ring::{NEXT, TestRing, WRITE};
+use super::queue::VirtQueue;
+use super::test_driver::{DriverQueue, FakeInterrupts, NEXT, WRITE};
 use crate::dma::DmaMem;
 use crate::testing::test_ram;
 
-#[derive(Default)]
-struct Count(AtomicU32);
-
-impl Count {
-    fn take(&self) -> u32 {
-        self.0.swap(0, Ordering::SeqCst)
-    }
-}
-
-impl QueueInterrupt for Count {
-    fn signal_queue(&self, index: u16) {
-        assert_eq!(index, 5);
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-    fn signal_config(&self) {
-        panic!("a queue has no configuration");
-    }
-}
+const INDEX: u16 = 5;
 
 struct Rig {
-    ring: TestRing,
+    ring: DriverQueue,
     queue: VirtQueue,
-    interrupts: Arc<Count>,
+    interrupts: Arc<FakeInterrupts>,
     bus_master: Arc<AtomicBool>,
 }
 
 fn rig(event_idx: bool) -> Rig {
     let ram = test_ram(0x10000);
-    let ring = TestRing::new(&ram, 0x1000, 8);
+    let ring = DriverQueue::new(&ram, 0x1000, 8);
     let bus_master = Arc::new(AtomicBool::new(true));
-    let interrupts = Arc::new(Count::default());
-    let queue = VirtQueue::new(
-        5,
-        ring.queue(event_idx),
-        DmaMem::new(ram, bus_master.clone()),
-        interrupts.clone(),
-    );
+    let interrupts = Arc::default();
+    let dma = DmaMem::new(ram, bus_master.clone());
+    let queue = ring.device_side(INDEX, &dma, &interrupts, event_idx);
     Rig {
         ring,
         queue,
@@ -56,10 +35,20 @@ fn rig(event_idx: bool) -> Rig {
 }
 
 impl Rig {
+    /// Interrupts since the last call.
+    fn interrupts(&self) -> u32 {
+        assert_eq!(
+            self.interrupts.take_config(),
+            0,
+            "a queue has no configuration"
+        );
+        self.interrupts.take(INDEX)
+    }
+
     /// One chain of one descriptor, there and back.
     fn round_trip(&mut self, head: u16) {
         self.ring.write_desc(head, 0x8000, 16, 0, 0);
-        self.ring.push(head);
+        self.ring.make_available(head);
         let chain = self.queue.pop().unwrap().unwrap();
         self.queue.add_used(chain.head_index(), 0).unwrap();
     }
@@ -71,7 +60,7 @@ fn a_chain_goes_there_and_back() {
     assert!(rig.queue.pop().unwrap().is_none());
     rig.ring.write_desc(3, 0x8000, 16, NEXT, 1);
     rig.ring.write_desc(1, 0x9000, 32, WRITE, 0);
-    rig.ring.push(3);
+    rig.ring.make_available(3);
     let chain = rig.queue.pop().unwrap().unwrap();
     assert_eq!(chain.head_index(), 3);
     let parts: Vec<_> = chain
@@ -82,7 +71,7 @@ fn a_chain_goes_there_and_back() {
     rig.queue.undo_pop();
     assert_eq!(rig.queue.pop().unwrap().unwrap().head_index(), 3);
     rig.queue.add_used(3, 32).unwrap();
-    assert_eq!(rig.ring.pop_used(), Some((3, 32)));
+    assert_eq!(rig.ring.next_used(), Some((3, 32)));
     assert_eq!(rig.queue.size(), 8);
 }
 
@@ -91,10 +80,10 @@ fn indices_wrap() {
     let mut rig = rig(true);
     for i in 0..=u16::MAX {
         rig.round_trip(i % 8);
-        assert_eq!(rig.ring.pop_used(), Some((u32::from(i % 8), 0)));
+        assert_eq!(rig.ring.next_used(), Some((i % 8, 0)));
     }
     rig.round_trip(2);
-    assert_eq!(rig.ring.pop_used(), Some((2, 0)));
+    assert_eq!(rig.ring.next_used(), Some((2, 0)));
     assert_eq!(rig.ring.used_idx(), 1);
 }
 
@@ -114,7 +103,7 @@ fn an_impossible_available_index_fails_the_queue() {
 fn a_head_outside_the_table_is_empty_and_fails_the_queue() {
     let mut rig = rig(true);
     for head in [8, u16::MAX] {
-        rig.ring.push(head);
+        rig.ring.make_available(head);
         let chain = rig.queue.pop().unwrap().unwrap();
         assert_eq!(chain.head_index(), head);
         assert_eq!(chain.count(), 0);
@@ -128,7 +117,7 @@ fn a_looping_chain_ends() {
     let mut rig = rig(true);
     rig.ring.write_desc(0, 0x8000, 1, NEXT, 1);
     rig.ring.write_desc(1, 0x8000, 1, NEXT, 0);
-    rig.ring.push(0);
+    rig.ring.make_available(0);
     assert!(rig.queue.pop().unwrap().unwrap().count() <= 8);
 }
 
@@ -137,21 +126,21 @@ fn without_event_idx_the_drivers_flag_decides() {
     let mut rig = rig(false);
     rig.round_trip(0);
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 1);
+    assert_eq!(rig.interrupts(), 1);
     // Nothing new: nothing said.
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 0);
-    rig.ring.set_avail_flags(1);
+    assert_eq!(rig.interrupts(), 0);
+    rig.ring.set_no_interrupt(true);
     rig.round_trip(1);
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 0);
-    rig.ring.set_avail_flags(0);
+    assert_eq!(rig.interrupts(), 0);
+    rig.ring.set_no_interrupt(false);
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 0);
+    assert_eq!(rig.interrupts(), 0);
     rig.round_trip(2);
     rig.round_trip(3);
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 1);
+    assert_eq!(rig.interrupts(), 1);
 }
 
 #[test]
@@ -161,37 +150,37 @@ fn with_event_idx_a_batch_that_passes_the_event_interrupts_once() {
     rig.round_trip(0);
     rig.round_trip(1);
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 0);
+    assert_eq!(rig.interrupts(), 0);
     // Entries 2 to 4: the event is the first of them.
     for head in 2..5 {
         rig.round_trip(head);
     }
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 1);
+    assert_eq!(rig.interrupts(), 1);
     // Behind us now, so no more until the driver moves it.
     rig.round_trip(5);
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 0);
+    assert_eq!(rig.interrupts(), 0);
     rig.ring.set_used_event(6);
     rig.round_trip(6);
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 1);
+    assert_eq!(rig.interrupts(), 1);
     // A flag means nothing here.
-    rig.ring.set_avail_flags(1);
+    rig.ring.set_no_interrupt(true);
     rig.ring.set_used_event(7);
     rig.round_trip(7);
     rig.queue.notify().unwrap();
-    assert_eq!(rig.interrupts.take(), 1);
+    assert_eq!(rig.interrupts(), 1);
 }
 
 #[test]
 fn notifications_are_asked_for_by_flag_or_by_index() {
     let mut by_flag = rig(false);
     by_flag.queue.disable_notification().unwrap();
-    assert_eq!(by_flag.ring.used_flags(), 1);
+    assert!(by_flag.ring.no_notify());
     assert!(!by_flag.queue.enable_notification().unwrap());
-    assert_eq!(by_flag.ring.used_flags(), 0);
-    by_flag.ring.push(0);
+    assert!(!by_flag.ring.no_notify());
+    by_flag.ring.make_available(0);
     assert!(by_flag.queue.enable_notification().unwrap());
 
     let mut by_index = rig(true);
@@ -201,7 +190,7 @@ fn notifications_are_asked_for_by_flag_or_by_index() {
     assert_eq!(by_index.ring.avail_event(), 0);
     assert!(!by_index.queue.enable_notification().unwrap());
     assert_eq!(by_index.ring.avail_event(), 1);
-    by_index.ring.push(1);
+    by_index.ring.make_available(1);
     assert!(by_index.queue.enable_notification().unwrap());
     assert!(by_index.queue.pop().unwrap().is_some());
     assert!(!by_index.queue.enable_notification().unwrap());
@@ -211,7 +200,7 @@ fn notifications_are_asked_for_by_flag_or_by_index() {
 fn without_bus_mastering_memory_is_left_alone() {
     let mut rig = rig(true);
     rig.ring.write_desc(0, 0x8000, 16, 0, 0);
-    rig.ring.push(0);
+    rig.ring.make_available(0);
     rig.bus_master.store(false, Ordering::Release);
     assert!(rig.queue.pop().unwrap().is_none());
     rig.queue.add_used(0, 0).unwrap();
@@ -219,7 +208,7 @@ fn without_bus_mastering_memory_is_left_alone() {
     assert!(!rig.queue.enable_notification().unwrap());
     rig.queue.disable_notification().unwrap();
     assert_eq!(rig.ring.used_idx(), 0);
-    assert_eq!(rig.interrupts.take(), 0);
+    assert_eq!(rig.interrupts(), 0);
     rig.bus_master.store(true, Ordering::Release);
     assert!(rig.queue.pop().unwrap().is_some());
 }
@@ -228,10 +217,10 @@ fn without_bus_mastering_memory_is_left_alone() {
 fn a_queue_that_is_not_ready_yields_nothing() {
     let ram = test_ram(0x1000);
     let mut queue = VirtQueue::new(
-        5,
+        INDEX,
         Queue::new(8).unwrap(),
         DmaMem::always_on(ram),
-        Arc::new(Count::default()),
+        Arc::<FakeInterrupts>::default(),
     );
     assert!(queue.pop().unwrap().is_none());
     assert!(!queue.enable_notification().unwrap());

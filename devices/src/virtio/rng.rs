@@ -171,7 +171,9 @@ mod tests {
 
     use super::*;
     use crate::testing::test_ram;
-    use crate::virtio::test_driver::{Buffer, DriverQueue, NEXT, WRITE, readable, writable};
+    use crate::virtio::test_driver::{
+        Buffer, DriverQueue, FakeInterrupts, NEXT, WRITE, readable, writable,
+    };
 
     const RAM_BYTES: usize = 0x100000;
     const DATA: u64 = 0x10000;
@@ -180,29 +182,36 @@ mod tests {
         ram: Arc<GuestRam>,
         rng: Rng,
         driver: DriverQueue,
+        interrupts: Arc<FakeInterrupts>,
     }
 
     impl Bench {
         fn new() -> Self {
             let ram = test_ram(RAM_BYTES);
-            let driver = DriverQueue::new(ram.clone(), 0x1000, 64);
+            let driver = DriverQueue::new(&ram, 0x1000, 64);
+            let interrupts = Arc::default();
             let dma = DmaMem::always_on(ram.clone());
             let mut rng = Rng::new("virtio-rng0".into()).unwrap();
             rng.activate(Activation {
-                queues: vec![driver.device_side(0, dma.clone())],
+                queues: vec![driver.device_side(0, &dma, &interrupts, false)],
                 dma,
                 features: 0,
             })
             .unwrap();
-            Self { ram, rng, driver }
+            Self {
+                ram,
+                rng,
+                driver,
+                interrupts,
+            }
         }
 
         fn used_len(&mut self, buffers: &[Buffer]) -> u32 {
             let head = self.driver.add(buffers);
             self.rng.process_queue(0).unwrap();
-            let (id, len) = self.driver.take_used().unwrap();
-            assert_eq!(id, u32::from(head));
-            assert_eq!(self.driver.interrupt.take_queue(), 1);
+            let (used_head, len) = self.driver.next_used().unwrap();
+            assert_eq!(used_head, head);
+            assert_eq!(self.interrupts.take(0), 1);
             len
         }
 
@@ -233,13 +242,10 @@ mod tests {
         assert_eq!(bench.used_len(&[writable(u64::MAX, 16)]), 0);
         let cut = [writable(DATA, 8), writable(far, 8), writable(DATA, 8)];
         assert_eq!(bench.used_len(&cut), 8);
-        let table = bench.driver.desc_table();
-        bench
-            .driver
-            .write_desc(table, 60, writable(DATA, 1), WRITE | NEXT, 60);
+        bench.driver.write_desc(60, DATA, 1, WRITE | NEXT, 60);
         bench.driver.make_available(60);
         bench.rng.process_queue(0).unwrap();
-        assert_eq!(bench.driver.take_used(), Some((60, 64)));
+        assert_eq!(bench.driver.next_used(), Some((60, 64)));
     }
 
     #[test]
@@ -264,6 +270,6 @@ mod tests {
         bench.driver.add(&[writable(DATA, 64)]);
         bench.rng.deactivate();
         bench.rng.process_queue(0).unwrap();
-        assert_eq!(bench.driver.take_used(), None);
+        assert_eq!(bench.driver.next_used(), None);
     }
 }

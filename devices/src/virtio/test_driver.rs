@@ -1,21 +1,26 @@
-//! The driver's side of a queue, for tests: rings in test RAM, honest chains and broken ones.
+//! The driver's side of split virtqueues (virtio 1.3, 2.7), for tests: rings in test RAM, honest or not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::queue::{QueueInterrupt, VirtQueue};
 use crate::dma::{DmaMem, GuestRam};
 
-/// `VIRTQ_DESC_F_NEXT` (virtio 1.3, 2.7.5).
+/// `VIRTQ_DESC_F_NEXT` (2.7.5).
 pub const NEXT: u16 = 1;
 /// `VIRTQ_DESC_F_WRITE`.
 pub const WRITE: u16 = 2;
 /// `VIRTQ_DESC_F_INDIRECT`.
 pub const INDIRECT: u16 = 4;
 
+/// RAM that the parts of one queue take, a page each: enough for 256 descriptors.
+pub const RING_BYTES: u64 = 0x3000;
+
+const AVAIL_OFFSET: u64 = 0x1000;
+const USED_OFFSET: u64 = 0x2000;
 const DESC_BYTES: u64 = 16;
 
 /// A buffer of a chain.
@@ -31,7 +36,7 @@ pub struct Buffer {
 
 /// A buffer that the device reads.
 #[must_use]
-pub fn readable(addr: u64, len: u32) -> Buffer {
+pub const fn readable(addr: u64, len: u32) -> Buffer {
     Buffer {
         addr,
         len,
@@ -41,7 +46,7 @@ pub fn readable(addr: u64, len: u32) -> Buffer {
 
 /// A buffer that the device writes.
 #[must_use]
-pub fn writable(addr: u64, len: u32) -> Buffer {
+pub const fn writable(addr: u64, len: u32) -> Buffer {
     Buffer {
         addr,
         len,
@@ -49,17 +54,20 @@ pub fn writable(addr: u64, len: u32) -> Buffer {
     }
 }
 
-/// Counts interrupts.
+/// Counts the interrupts of a device with at most eight queues.
 #[derive(Debug, Default)]
-pub struct FakeInterrupt {
-    queue: AtomicU32,
+pub struct FakeInterrupts {
+    queues: [AtomicU32; 8],
     config: AtomicU32,
 }
 
-impl FakeInterrupt {
-    /// Queue interrupts since the last call.
-    pub fn take_queue(&self) -> u32 {
-        self.queue.swap(0, Ordering::SeqCst)
+impl FakeInterrupts {
+    /// Interrupts of queue `index` since the last call.
+    ///
+    /// # Panics
+    /// When `index` is above 7.
+    pub fn take(&self, index: u16) -> u32 {
+        self.queues[usize::from(index)].swap(0, Ordering::SeqCst)
     }
 
     /// Configuration interrupts since the last call.
@@ -68,9 +76,9 @@ impl FakeInterrupt {
     }
 }
 
-impl QueueInterrupt for FakeInterrupt {
-    fn signal_queue(&self, _index: u16) {
-        self.queue.fetch_add(1, Ordering::SeqCst);
+impl QueueInterrupt for FakeInterrupts {
+    fn signal_queue(&self, index: u16) {
+        self.queues[usize::from(index)].fetch_add(1, Ordering::SeqCst);
     }
 
     fn signal_config(&self) {
@@ -79,95 +87,107 @@ impl QueueInterrupt for FakeInterrupt {
 }
 
 /// A split virtqueue as its driver sees it. Descriptors are handed out round robin and never checked for being in
-/// use.
+/// use. All methods panic when what they touch is not in RAM.
 pub struct DriverQueue {
     ram: Arc<GuestRam>,
+    base: u64,
     size: u16,
-    desc: u64,
-    avail: u64,
-    used: u64,
     next_desc: u16,
     avail_idx: u16,
-    seen_used: u16,
-    /// What the device raised.
-    pub interrupt: Arc<FakeInterrupt>,
+    used_seen: u16,
 }
 
-/// All methods panic when the rings are not in RAM.
-#[allow(clippy::missing_panics_doc)]
 impl DriverQueue {
-    /// A queue of `size` descriptors whose rings start at `base`, a multiple of 16; they take 26 bytes for each
-    /// descriptor and a little more.
+    /// A queue of `size` descriptors, at most 256, with its parts in the [`RING_BYTES`] at `base`, a multiple of
+    /// 16. They are expected to be zero.
     #[must_use]
-    pub fn new(ram: Arc<GuestRam>, base: u64, size: u16) -> Self {
-        let avail = base + DESC_BYTES * u64::from(size);
-        let used = (avail + 6 + 2 * u64::from(size)).next_multiple_of(4);
+    pub fn new(ram: &Arc<GuestRam>, base: u64, size: u16) -> Self {
         Self {
-            ram,
+            ram: Arc::clone(ram),
+            base,
             size,
-            desc: base,
-            avail,
-            used,
             next_desc: 0,
             avail_idx: 0,
-            seen_used: 0,
-            interrupt: Arc::new(FakeInterrupt::default()),
+            used_seen: 0,
         }
     }
 
-    /// What the transport would hand the device as queue `index`, working in `dma`.
+    /// Starts anew with zeroed parts, as a driver does after a reset.
+    pub fn clear(&mut self) {
+        let zeroes = vec![0; usize::try_from(RING_BYTES).expect("small")];
+        self.ram
+            .write_slice(&zeroes, GuestAddress(self.base))
+            .expect("RAM");
+        *self = Self::new(&self.ram, self.base, self.size);
+    }
+
+    /// Where the descriptor table is.
     #[must_use]
-    pub fn device_side(&self, index: u16, dma: DmaMem) -> VirtQueue {
+    pub fn desc(&self) -> u64 {
+        self.base
+    }
+
+    /// Where the available ring is.
+    #[must_use]
+    pub fn avail(&self) -> u64 {
+        self.base + AVAIL_OFFSET
+    }
+
+    /// Where the used ring is.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.base + USED_OFFSET
+    }
+
+    /// What the transport would hand the device as queue `index`, working in `dma`.
+    ///
+    /// # Panics
+    /// When the size is not a power of two.
+    #[must_use]
+    pub fn device_side(
+        &self,
+        index: u16,
+        dma: &DmaMem,
+        interrupts: &Arc<FakeInterrupts>,
+        event_idx: bool,
+    ) -> VirtQueue {
         let mut queue = Queue::new(self.size).expect("size");
         queue
-            .try_set_desc_table_address(GuestAddress(self.desc))
+            .try_set_desc_table_address(GuestAddress(self.desc()))
             .expect("aligned");
         queue
-            .try_set_avail_ring_address(GuestAddress(self.avail))
+            .try_set_avail_ring_address(GuestAddress(self.avail()))
             .expect("aligned");
         queue
-            .try_set_used_ring_address(GuestAddress(self.used))
+            .try_set_used_ring_address(GuestAddress(self.used()))
             .expect("aligned");
+        queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        let interrupt: Arc<dyn QueueInterrupt> = self.interrupt.clone();
-        VirtQueue::new(index, queue, dma, interrupt)
+        let interrupts = Arc::clone(interrupts);
+        VirtQueue::new(index, queue, dma.clone(), interrupts)
     }
 
-    fn store<T: vm_memory::ByteValued>(&self, addr: u64, value: T) {
-        self.ram.write_obj(value, GuestAddress(addr)).expect("RAM");
+    /// Writes descriptor `index` of the queue's table, whatever it says.
+    pub fn write_desc(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        self.write_desc_of(self.desc(), index, addr, len, flags, next);
     }
 
-    fn load<T: vm_memory::ByteValued>(&self, addr: u64) -> T {
-        self.ram.read_obj(GuestAddress(addr)).expect("RAM")
-    }
-
-    /// Writes a descriptor of the table at `table` as it stands.
-    pub fn write_desc(&self, table: u64, index: u16, buffer: Buffer, flags: u16, next: u16) {
+    fn write_desc_of(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
         let at = table + DESC_BYTES * u64::from(index);
-        self.store(at, buffer.addr);
-        self.store(at + 8, buffer.len);
+        self.store(at, addr);
+        self.store(at + 8, len);
         self.store(at + 12, flags);
         self.store(at + 14, next);
-    }
-
-    /// Where the queue's own descriptor table is.
-    #[must_use]
-    pub fn desc_table(&self) -> u64 {
-        self.desc
     }
 
     /// Chains `buffers` and makes them available; returns the head.
     pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
         let head = self.next_desc;
-        for (n, &buffer) in buffers.iter().enumerate() {
+        for (n, buffer) in buffers.iter().enumerate() {
             let index = self.next_desc;
             self.next_desc = (index + 1) % self.size;
-            let last = n + 1 == buffers.len();
-            let mut flags = if buffer.writable { WRITE } else { 0 };
-            if !last {
-                flags |= NEXT;
-            }
-            self.write_desc(self.desc, index, buffer, flags, self.next_desc);
+            let flags = flags(buffer, n + 1 == buffers.len());
+            self.write_desc(index, buffer.addr, buffer.len, flags, self.next_desc);
         }
         self.make_available(head);
         head
@@ -175,20 +195,16 @@ impl DriverQueue {
 
     /// As [`DriverQueue::add`], with the descriptors in an indirect table at `table`.
     pub fn add_indirect(&mut self, table: u64, buffers: &[Buffer]) -> u16 {
-        let mut next = 0;
-        for &buffer in buffers {
-            let index = next;
-            next += 1;
-            let mut flags = if buffer.writable { WRITE } else { 0 };
-            if usize::from(next) < buffers.len() {
-                flags |= NEXT;
-            }
-            self.write_desc(table, index, buffer, flags, next);
+        let mut entries = 0;
+        for buffer in buffers {
+            let index = entries;
+            entries += 1;
+            let flags = flags(buffer, usize::from(entries) == buffers.len());
+            self.write_desc_of(table, index, buffer.addr, buffer.len, flags, entries);
         }
         let head = self.next_desc;
         self.next_desc = (head + 1) % self.size;
-        let len = 16 * u32::from(next);
-        self.write_desc(self.desc, head, readable(table, len), INDIRECT, 0);
+        self.write_desc(head, table, 16 * u32::from(entries), INDIRECT, 0);
         self.make_available(head);
         head
     }
@@ -196,29 +212,72 @@ impl DriverQueue {
     /// Makes the chain at `head` available, whatever it is.
     pub fn make_available(&mut self, head: u16) {
         let slot = u64::from(self.avail_idx % self.size);
-        self.store(self.avail + 4 + 2 * slot, head);
+        self.store(self.avail() + 4 + 2 * slot, head);
         self.set_avail_idx(self.avail_idx.wrapping_add(1));
     }
 
     /// Sets the available index, whatever the device makes of it.
     pub fn set_avail_idx(&mut self, index: u16) {
         self.avail_idx = index;
-        self.store(self.avail + 2, index);
+        self.store(self.avail() + 2, index);
+    }
+
+    /// Without `EVENT_IDX`: whether the driver wants no interrupts.
+    pub fn set_no_interrupt(&self, no_interrupt: bool) {
+        self.store(self.avail(), u16::from(no_interrupt));
+    }
+
+    /// With `EVENT_IDX`: the driver wants an interrupt when the used index passes `index`.
+    pub fn set_used_event(&self, index: u16) {
+        self.store(self.avail() + 4 + 2 * u64::from(self.size), index);
+    }
+
+    /// Without `EVENT_IDX`: whether the device wants no notifications.
+    #[must_use]
+    pub fn no_notify(&self) -> bool {
+        self.load::<u16>(self.used()) & 1 != 0
+    }
+
+    /// With `EVENT_IDX`: the available index that the device wants to be notified of.
+    #[must_use]
+    pub fn avail_event(&self) -> u16 {
+        self.load(self.used() + 4 + 8 * u64::from(self.size))
     }
 
     /// The used index: how many chains have come back, modulo 65536.
     #[must_use]
     pub fn used_idx(&self) -> u16 {
-        self.load(self.used + 2)
+        self.load(self.used() + 2)
     }
 
-    /// The next used element: the head and the length written.
-    pub fn take_used(&mut self) -> Option<(u32, u32)> {
-        if self.used_idx() == self.seen_used {
+    /// The next chain that came back: its head and the bytes written.
+    ///
+    /// # Panics
+    /// When the device made up a head.
+    pub fn next_used(&mut self) -> Option<(u16, u32)> {
+        if self.used_idx() == self.used_seen {
             return None;
         }
-        let at = self.used + 4 + 8 * u64::from(self.seen_used % self.size);
-        self.seen_used = self.seen_used.wrapping_add(1);
-        Some((self.load(at), self.load(at + 4)))
+        let at = self.used() + 4 + 8 * u64::from(self.used_seen % self.size);
+        self.used_seen = self.used_seen.wrapping_add(1);
+        let head: u32 = self.load(at);
+        Some((u16::try_from(head).expect("a head"), self.load(at + 4)))
     }
+
+    /// All chains that came back since the last call, as [`DriverQueue::next_used`].
+    pub fn take_used(&mut self) -> Vec<(u16, u32)> {
+        std::iter::from_fn(|| self.next_used()).collect()
+    }
+
+    fn store<T: ByteValued>(&self, addr: u64, value: T) {
+        self.ram.write_obj(value, GuestAddress(addr)).expect("RAM");
+    }
+
+    fn load<T: ByteValued>(&self, addr: u64) -> T {
+        self.ram.read_obj(GuestAddress(addr)).expect("RAM")
+    }
+}
+
+fn flags(buffer: &Buffer, last: bool) -> u16 {
+    (if buffer.writable { WRITE } else { 0 }) | (if last { 0 } else { NEXT })
 }

@@ -83,7 +83,10 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, tsc_deadline: bool) {
         1 => {
             entry.ebx =
                 (entry.ebx & 0x0000_ffff) | (count.min(255) << 16) | ((apic_id & 0xff) << 24);
-            entry.ecx |= ECX_HYPERVISOR | ECX_X2APIC;
+            entry.ecx |= ECX_HYPERVISOR;
+            // One CPU sends no interrupts to others, and Linux saves, masks and restores all IOAPIC entries to enter
+            // x2APIC mode: 190 exits at boot for nothing.
+            set(&mut entry.ecx, ECX_X2APIC, count > 1);
             set(&mut entry.ecx, ECX_TSC_DEADLINE, tsc_deadline);
             set(&mut entry.edx, EDX_HTT, count > 1);
         }
@@ -191,6 +194,7 @@ mod tests {
             assert_eq!(one.ebx & 0xffff, 0x0800, "CLFLUSH size stays");
             assert_eq!(one.edx & EDX_HTT != 0, count > 1);
             assert_ne!(one.ecx & ECX_TSC_DEADLINE, 0);
+            assert_eq!(one.ecx & ECX_X2APIC != 0, count > 1);
             let cores = leaf(&entries, 0xb, 1);
             assert_eq!((cores.ebx, cores.edx, cores.ecx), (count, apic_id, 0x201));
             assert!(1 << cores.eax >= count && (count == 1 || 1 << (cores.eax - 1) < count));

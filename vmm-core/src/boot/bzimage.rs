@@ -19,7 +19,8 @@ const SECTOR_BYTES: u64 = 512;
 /// Boot protocol 2.12 (Linux 3.8): `xloadflags` says whether there is a 64-bit entry point.
 const MIN_VERSION: u16 = 0x020c;
 const XLF_KERNEL_64: u16 = 1 << 0;
-const LOADED_HIGH: u8 = 1 << 0;
+/// Flag in `loadflags`: the protected-mode kernel is loaded at 1 MiB.
+pub(super) const LOADED_HIGH: u8 = 1 << 0;
 /// The 64-bit entry point, from the start of the protected-mode kernel.
 const ENTRY_64_OFFSET: u64 = 0x200;
 

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use super::identify::elf_machine;
 use super::image::{Extent, Image};
+use super::le::{le16, le32, le64};
 
 const MAGIC: &[u8] = b"\x7fELF";
 const HEADER_BYTES: usize = 64;
@@ -160,11 +161,7 @@ impl Headers {
     pub fn image(&self, entry: u64) -> Image {
         Image {
             entry,
-            segments: self
-                .segments
-                .iter()
-                .map(|segment| segment.memory.clone())
-                .collect(),
+            segments: joined(self.segments.iter().map(|segment| segment.memory.clone())),
             extents: self
                 .segments
                 .iter()
@@ -177,6 +174,21 @@ impl Headers {
                 .collect(),
         }
     }
+}
+
+/// The same memory in ascending order, with ranges that touch made one: content is copied in blocks, which know
+/// nothing of the border between two segments.
+fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut sorted: Vec<_> = ranges.collect();
+    sorted.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in sorted {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 impl Notes {
@@ -243,18 +255,6 @@ fn parse_file_header(head: &[u8]) -> Result<(u64, u64, u16), ElfProblem> {
     Ok((le64(head, 24), le64(head, 32), phnum))
 }
 
-fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from(le16(bytes, at)) | u32::from(le16(bytes, at + 2)) << 16
-}
-
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{ElfFile, note};
@@ -279,7 +279,11 @@ mod tests {
         let headers = headers(&file).unwrap();
         let image = headers.image(headers.entry);
         assert_eq!(image.entry, file.entry);
-        assert_eq!(image.segments.len(), file.segments.len());
+        assert_eq!(
+            image.segments,
+            std::slice::from_ref(&(0x10_0000..0x13_8000)),
+            "segments that touch are one"
+        );
         for (segment, extent) in file.segments.iter().zip(&image.extents) {
             assert_eq!(extent.addr, segment.paddr);
             assert_eq!(extent.len, segment.content.len() as u64);

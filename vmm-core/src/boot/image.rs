@@ -118,6 +118,25 @@ pub(super) fn read_file(
         })
 }
 
+/// Pieces in which [`write_ram`] copies.
+pub(super) const PIECE_BYTES: usize = 1024;
+
+/// Copies to guest memory.
+///
+/// In pieces for which `memcpy` uses vector moves: where string instructions are slow, under emulation above all, one
+/// long `rep movsb` takes several times as long.
+///
+/// # Errors
+/// There is no such guest memory.
+pub(super) fn write_ram(ram: &GuestRam, mut addr: u64, bytes: &[u8]) -> io::Result<()> {
+    for piece in bytes.chunks(PIECE_BYTES) {
+        ram.write_slice(piece, GuestAddress(addr))
+            .map_err(io::Error::other)?;
+        addr += piece.len() as u64;
+    }
+    Ok(())
+}
+
 /// Zeroes guest memory; nothing when the range is empty or backwards.
 pub(super) fn zero(ram: &GuestRam, range: Range<u64>) -> io::Result<()> {
     let mut addr = range.start;

@@ -13,6 +13,7 @@ mod elf;
 mod error;
 mod identify;
 mod image;
+mod le;
 mod paging;
 mod params;
 mod pvh;
@@ -22,8 +23,9 @@ mod testing;
 mod unpack;
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -38,7 +40,7 @@ pub use paging::{BOOT_CS, BOOT_CS32, BOOT_DS, BOOT_TSS, GDT_ENTRIES};
 use crate::config::BootConfig;
 use crate::layout;
 use bzimage::BzImage;
-use cache::{Cache, HashingReader};
+use cache::{Cache, Draft, HashingReader};
 use elf::{ElfProblem, Headers};
 use image::Image;
 use params::Params;
@@ -229,6 +231,9 @@ impl BootSource {
         ram: &GuestRam,
         mut state: RamState,
     ) -> Result<u64, BootError> {
+        (&self.file)
+            .rewind()
+            .map_err(|reason| self.read_error(reason))?;
         let mut cached = lock(&self.cached);
         if let (Some(cache), Some(entry)) = (&self.cache, cached.as_mut()) {
             match entry.load(ram, state, &bzimage.memory) {
@@ -244,11 +249,9 @@ impl BootSource {
                 }
             }
         }
-        let refusal = match self.unpack(bzimage, ram, state) {
-            Ok((image, entry)) => {
-                *cached = entry;
-                return Ok(image.entry);
-            }
+        let memory = bzimage.memory.clone();
+        let refusal = match self.unpack(bzimage, &self.file, Scatter::to_ram(ram, state, memory)) {
+            Ok((image, _)) => return Ok(image.entry),
             Err(refusal) => refusal,
         };
         match refusal {
@@ -267,13 +270,42 @@ impl BootSource {
         }
     }
 
-    /// Unpacks the payload into guest memory, and into the cache if there is one.
+    /// Keeps the unpacked kernel for later runs, if that is wanted and not done yet. This unpacks it once more, so that
+    /// the guest need not wait for it: call it on a thread of its own, once the guest runs.
+    pub fn fill_cache(&self) {
+        let (Kernel::BzImage(bzimage), Some(cache)) = (&self.kernel, &self.cache) else {
+            return;
+        };
+        if lock(&self.cached).is_some() {
+            return;
+        }
+        match self.make_entry(bzimage, cache) {
+            Ok(entry) => *lock(&self.cached) = Some(entry),
+            Err(error) => log::info!("the unpacked kernel is not cached: {error}"),
+        }
+    }
+
+    fn make_entry(&self, bzimage: &BzImage, cache: &Cache) -> io::Result<cache::Entry> {
+        // An open file of its own: a restart of the guest may read the other one meanwhile.
+        let file = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        let mut reader = HashingReader::new(&file)?;
+        let scatter = Scatter::to_draft(cache.draft()?, bzimage.memory.clone());
+        let (image, draft) = self
+            .unpack(bzimage, &mut reader, scatter)
+            .map_err(|refusal| io::Error::other(refusal.to_string()))?;
+        let draft = draft.ok_or_else(|| io::Error::other("nothing was kept"))?;
+        let mut entry = cache.publish(draft, reader.finish()?, &image)?;
+        cache.remember(&file, &mut entry);
+        Ok(entry)
+    }
+
+    /// Unpacks the payload that `file`, read from its start, has.
     fn unpack(
         &self,
         bzimage: &BzImage,
-        ram: &GuestRam,
-        state: RamState,
-    ) -> Result<(Image, Option<cache::Entry>), Refusal> {
+        mut file: impl Read,
+        mut scatter: Scatter<'_>,
+    ) -> Result<(Image, Option<Draft>), Refusal> {
         let damaged = |error: io::Error| Refusal::Damaged(error.to_string());
         let payload = &bzimage.payload;
         let mut magic = [0; 8];
@@ -290,34 +322,14 @@ impl BootSource {
                 "its payload is in a format that only the kernel unpacks",
             ));
         };
-        let draft = self.cache.as_ref().and_then(|cache| {
-            let note = |error: &io::Error| log::info!("the unpacked kernel is not cached: {error}");
-            cache.draft().inspect_err(note).ok()
-        });
-        let mut scatter = Scatter::new(ram, state, bzimage.memory.clone(), draft);
-        // Hashed as it is read: the cache's name for it is wanted afterwards.
-        let mut reader = HashingReader::new(&self.file).map_err(damaged)?;
-        reader.skip_to(payload.start).map_err(damaged)?;
-        let packed = reader.take_to(payload.end - format.trailer_bytes());
+        io::copy(&mut file.by_ref().take(payload.start), &mut io::sink()).map_err(damaged)?;
+        let packed = file.take(payload.end - format.trailer_bytes() - payload.start);
         if let Err(error) = format.unpack(packed, &mut |piece| scatter.feed(piece)) {
             return Err(scatter.refusal().unwrap_or_else(|| {
                 Refusal::Damaged(format!("its payload does not unpack: {error}"))
             }));
         }
-        let (image, draft) = scatter.finish(u64::from(u32::from_le_bytes(declared)))?;
-        let entry = match (&self.cache, draft) {
-            (Some(cache), Some(draft)) => reader
-                .finish()
-                .and_then(|key| cache.publish(draft, key, &image))
-                .inspect_err(|error| log::info!("the unpacked kernel is not cached: {error}"))
-                .ok()
-                .map(|mut entry| {
-                    cache.remember(&self.file, &mut entry);
-                    entry
-                }),
-            _ => None,
-        };
-        Ok((image, entry))
+        scatter.finish(u64::from(u32::from_le_bytes(declared)))
     }
 
     fn read_error(&self, reason: io::Error) -> BootError {

@@ -4,13 +4,12 @@
 use devices::dma::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
+use super::{BootError, PAGE_BYTES};
 use crate::layout;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
 const LARGE: u64 = 1 << 7;
-const PAGE_BYTES: u64 = 4096;
 const ENTRIES: u64 = 512;
 /// One page directory maps 1 GiB; four of them reach 4 GiB.
 const DIRECTORIES: u64 = 4;

@@ -9,6 +9,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::BootError;
+use super::bzimage::LOADED_HIGH;
 use crate::layout;
 
 /// A boot loader without a number of its own.
@@ -16,7 +17,6 @@ const LOADER_UNREGISTERED: u8 = 0xff;
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448;
 const PROTOCOL_2_15: u16 = 0x020f;
-const LOADED_HIGH: u8 = 1 << 0;
 /// `COMMAND_LINE_SIZE - 1` of every x86 Linux.
 pub(super) const LINUX_CMDLINE_MAX_BYTES: u32 = 2047;
 /// What Linux sets itself, unless it may be loaded anywhere.

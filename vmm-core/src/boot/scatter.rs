@@ -1,16 +1,16 @@
-//! Puts an ELF kernel into guest memory, and into the cache, while it is being unpacked.
+//! Puts an ELF kernel into guest memory, or into the cache, while it is being unpacked.
 //!
 //! One pass: neither the packed nor the unpacked kernel is ever whole in our own memory.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 
 use devices::dma::GuestRam;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::cache::Draft;
 use super::elf::{Headers, is_elf};
-use super::image::{Extent, Image, RamState, ZEROS};
+use super::image::{Extent, Image, RamState, ZEROS, write_ram};
 
 /// Zeros are looked for in blocks of this size, aligned in guest memory. Smaller blocks find little more (in a
 /// stock kernel, 22 MiB instead of 20 of 51), for many more extents.
@@ -25,13 +25,26 @@ pub(super) enum Refusal {
     Damaged(String),
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotDirect(reason) => f.write_str(reason),
+            Self::Damaged(problem) => f.write_str(problem),
+        }
+    }
+}
+
+/// Where the content goes.
+enum Target<'a> {
+    Ram { ram: &'a GuestRam, state: RamState },
+    Draft(Draft),
+}
+
 /// Takes the unpacked kernel piece by piece.
 pub(super) struct Scatter<'a> {
-    ram: &'a GuestRam,
-    state: RamState,
+    target: Target<'a>,
     /// Memory set aside for the kernel, which must not be left.
     allowed: Range<u64>,
-    draft: Option<Draft>,
     headers: Option<Headers>,
     position: u64,
     extents: Vec<Extent>,
@@ -40,18 +53,20 @@ pub(super) struct Scatter<'a> {
 }
 
 impl<'a> Scatter<'a> {
-    /// Scatters to `ram` within `allowed`, and to `draft` if there is one.
-    pub fn new(
-        ram: &'a GuestRam,
-        state: RamState,
-        allowed: Range<u64>,
-        draft: Option<Draft>,
-    ) -> Self {
+    /// Scatters to `ram` within `allowed`.
+    pub fn to_ram(ram: &'a GuestRam, state: RamState, allowed: Range<u64>) -> Self {
+        Self::new(Target::Ram { ram, state }, allowed)
+    }
+
+    /// Collects in `draft` what goes to memory within `allowed`.
+    pub fn to_draft(draft: Draft, allowed: Range<u64>) -> Self {
+        Self::new(Target::Draft(draft), allowed)
+    }
+
+    fn new(target: Target<'a>, allowed: Range<u64>) -> Self {
         Self {
-            ram,
-            state,
+            target,
             allowed,
-            draft,
             headers: None,
             position: 0,
             extents: Vec::new(),
@@ -132,14 +147,9 @@ impl<'a> Scatter<'a> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.ram
-            .write_slice(bytes, GuestAddress(addr))
-            .map_err(io::Error::other)?;
-        if let Some(draft) = &mut self.draft
-            && let Err(error) = draft.write(bytes)
-        {
-            log::info!("the unpacked kernel will not be cached: {error}");
-            self.draft = None;
+        match &mut self.target {
+            Target::Ram { ram, .. } => write_ram(ram, addr, bytes)?,
+            Target::Draft(draft) => draft.write(bytes)?,
         }
         let len = bytes.len() as u64;
         match self.extents.last_mut() {
@@ -177,10 +187,13 @@ impl<'a> Scatter<'a> {
         }
         let mut image = headers.image(headers.entry);
         image.extents = self.extents;
-        image
-            .zero_gaps(self.ram, self.state)
-            .map_err(|error| Refusal::Damaged(error.to_string()))?;
-        Ok((image, self.draft))
+        match self.target {
+            Target::Ram { ram, state } => image
+                .zero_gaps(ram, state)
+                .map(|()| (image, None))
+                .map_err(|error| Refusal::Damaged(error.to_string())),
+            Target::Draft(draft) => Ok((image, Some(draft))),
+        }
     }
 }
 
@@ -189,6 +202,7 @@ mod tests {
     use super::super::testing::{ElfFile, TestSegment};
     use super::*;
     use devices::testing::test_ram;
+    use vm_memory::{Bytes, GuestAddress};
 
     const RAM_BYTES: usize = 4 << 20;
     const ALLOWED: Range<u64> = 0x10_0000..0x30_0000;
@@ -214,8 +228,21 @@ mod tests {
         file
     }
 
+    #[test]
+    fn segments_that_touch_may_share_a_block() {
+        let mut file = ElfFile::kernel();
+        file.entry = 0x10_0000;
+        file.segments = vec![
+            TestSegment::new(0x10_0000, vec![7; 0x1_8000], 0x1_8000),
+            TestSegment::new(0x11_8000, vec![8; 0x1_8000], 0x1_8000),
+        ];
+        let ram = test_ram(RAM_BYTES);
+        let image = scatter(&file.build(), 512, &ram, RamState::Fresh);
+        assert!(image.fits(&ram), "{image:x?}");
+    }
+
     fn scatter(elf: &[u8], piece_bytes: usize, ram: &GuestRam, state: RamState) -> Image {
-        let mut scatter = Scatter::new(ram, state, ALLOWED, None);
+        let mut scatter = Scatter::to_ram(ram, state, ALLOWED);
         for piece in elf.chunks(piece_bytes) {
             scatter.feed(piece).unwrap();
         }
@@ -256,7 +283,7 @@ mod tests {
             let mut file = sparse_kernel();
             change(&mut file);
             let ram = test_ram(RAM_BYTES);
-            let mut scatter = Scatter::new(&ram, RamState::Fresh, ALLOWED, None);
+            let mut scatter = Scatter::to_ram(&ram, RamState::Fresh, ALLOWED);
             scatter.feed(&file.build()).unwrap_err();
             assert!(content(&ram).iter().all(|&byte| byte == 0));
             scatter.refusal()
@@ -272,7 +299,7 @@ mod tests {
             ))
         );
         let ram = test_ram(RAM_BYTES);
-        let mut scatter = Scatter::new(&ram, RamState::Fresh, ALLOWED, None);
+        let mut scatter = Scatter::to_ram(&ram, RamState::Fresh, ALLOWED);
         scatter.feed(b"no ELF").unwrap_err();
         assert_eq!(
             scatter.refusal(),
@@ -285,7 +312,7 @@ mod tests {
         let elf = sparse_kernel().build();
         for (len, declared) in [(elf.len() - 1, elf.len() - 1), (elf.len(), elf.len() + 1)] {
             let ram = test_ram(RAM_BYTES);
-            let mut scatter = Scatter::new(&ram, RamState::Fresh, ALLOWED, None);
+            let mut scatter = Scatter::to_ram(&ram, RamState::Fresh, ALLOWED);
             scatter.feed(&elf[..len]).unwrap();
             assert!(matches!(
                 scatter.finish(declared as u64),

@@ -146,6 +146,9 @@ impl BzImageFile {
     }
 }
 
+/// Every format that a kernel can be packed in.
+pub(super) const FORMATS: [Format; 4] = [Format::Gzip, Format::Lz4Legacy, Format::Xz, Format::Zstd];
+
 /// Compresses as Linux's build does, unpacked size included.
 pub(super) fn pack(format: Format, content: &[u8]) -> Vec<u8> {
     let mut packed = match format {

@@ -1,10 +1,9 @@
-use super::testing::{BzImageFile, ElfFile, TestSegment, note, pack};
+use super::testing::{BzImageFile, ElfFile, FORMATS, TestSegment, note, pack};
 use super::*;
 use vm_memory::{Bytes, GuestAddress};
 
 const RAM_BYTES: u64 = 4 << 20;
 const KERNEL_MEMORY: Range<u64> = 0x10_0000..0x18_0000;
-const FORMATS: [Format; 4] = [Format::Gzip, Format::Lz4Legacy, Format::Xz, Format::Zstd];
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -84,6 +83,7 @@ fn memory(ram: &GuestRam, range: Range<u64>) -> Vec<u8> {
 fn load_kernel(source: &BootSource, ram: &GuestRam, state: RamState) {
     let file = ElfFile::kernel();
     let entry = source.load(ram, layout::RSDP, state).unwrap();
+    source.fill_cache();
     let expected = EntryPoint::Linux64 {
         rip: file.entry,
         zero_page: layout::ZERO_PAGE,

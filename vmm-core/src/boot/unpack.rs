@@ -130,10 +130,8 @@ fn unpack_lz4(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::pack;
+    use super::super::testing::{FORMATS, pack};
     use super::*;
-
-    const FORMATS: [Format; 4] = [Format::Gzip, Format::Lz4Legacy, Format::Xz, Format::Zstd];
 
     fn unpack(format: Format, packed: &[u8]) -> io::Result<Vec<u8>> {
         let mut unpacked = Vec::new();

@@ -33,7 +33,7 @@ impl Machine {
     pub fn build(config: &MachineConfig, options: Options) -> Result<Self, MachineError> {
         // 1. The configuration in itself, then against what KVM and this host can do.
         config.validate()?;
-        let boot = BootSource::open(&config.boot, config.memory.size_bytes)?;
+        let boot = Arc::new(BootSource::open(&config.boot, config.memory.size_bytes)?);
         let kvm = KvmSystem::open()?;
         let supported = kvm.supported_cpuid()?;
         check_cpus(&config.cpus, kvm.max_vcpus())?;

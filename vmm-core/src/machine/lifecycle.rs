@@ -1,9 +1,13 @@
 //! From the first instruction to the end of the run: resets, power, panics, crashes, signals.
 
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use devices::legacy::{PowerEvent, ResetSource};
 use devices::sync::lock;
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 
 use super::events::MachineEvent;
 use super::{CrashReport, Finished, Machine, MachineError, Outcome};
@@ -16,6 +20,9 @@ use crate::vcpu::{Next, StopReport};
 /// How long a guest has to power off after it was asked to.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// `nice` value of background work.
+const LOWEST_PRIORITY: i32 = 19;
+
 impl Machine {
     /// Runs the guest to its end, serving the devices' events on the calling thread.
     ///
@@ -23,6 +30,7 @@ impl Machine {
     /// [`MachineError`], ours every one: what the guest does wrong is an [`Outcome`].
     pub fn run(mut self) -> Result<Finished, MachineError> {
         self.vcpus.resume();
+        let cache_filler = self.fill_kernel_cache();
         let mut terminating = false;
         let outcome = loop {
             self.events.run_once()?;
@@ -30,7 +38,31 @@ impl Machine {
                 break outcome;
             }
         };
-        Ok(self.finish(outcome))
+        let orderly = matches!(outcome, Outcome::PoweredOff | Outcome::Reset);
+        let finished = self.finish(outcome);
+        if let Some(thread) = cache_filler
+            && orderly
+        {
+            // A guest that was quick is not to leave its kernel uncached; one that died is reported at once.
+            let _ = thread.join();
+        }
+        Ok(finished)
+    }
+
+    /// Starts the thread that keeps the unpacked kernel for later runs, at the lowest priority: the guest boots
+    /// meanwhile.
+    fn fill_kernel_cache(&self) -> Option<JoinHandle<()>> {
+        let boot = Arc::clone(&self.boot);
+        let thread = std::thread::Builder::new()
+            .name("kernel-cache".into())
+            .spawn(move || {
+                // Without it the thread competes with the guest, no more.
+                let _ = setpriority_process(Some(gettid()), LOWEST_PRIORITY);
+                boot.fill_cache();
+            });
+        thread
+            .inspect_err(|e| log::info!("the unpacked kernel is not cached: {e}"))
+            .ok()
     }
 
     fn serve_queue(&mut self, terminating: &mut bool) -> Result<Option<Outcome>, MachineError> {

@@ -1,5 +1,5 @@
-//! A machine: built in numbered steps ([`builder`]), devices joined to their configuration in [`wiring`], and run
-//! from start to end in [`lifecycle`].
+//! A machine: built in numbered steps (`builder`), devices joined to their configuration in `wiring`, and run
+//! from start to end in `lifecycle`.
 //!
 //! [`Machine::build`] opens what the user named and makes the machine; [`Machine::run`] runs it to its end.
 
@@ -71,7 +71,7 @@ pub struct Machine {
     grace: Countdown,
     panic: PanicProbe,
     ram: Arc<GuestRam>,
-    boot: BootSource,
+    boot: Arc<BootSource>,
     acpi: AcpiTables,
     at_reset: AtReset,
     on_reboot: OnReboot,

@@ -228,32 +228,14 @@ fn internal_error(suberror: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use devices::bus::AccessError;
-    use std::sync::Mutex;
+    use devices::testing::FakeDevice;
 
-    #[derive(Default)]
-    struct Recorder(Mutex<Vec<Vec<u8>>>);
-
-    impl BusDevice for Recorder {
-        fn name(&self) -> &str {
-            "recorder"
-        }
-        fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-            data.fill(u8::try_from(offset).unwrap());
-            Ok(())
-        }
-        fn write(&self, _offset: u64, data: &[u8]) -> Result<(), AccessError> {
-            self.0.lock().unwrap().push(data.to_vec());
-            Ok(())
-        }
-    }
-
-    fn machine() -> (Buses, Arc<Recorder>) {
+    fn machine() -> (Buses, Arc<FakeDevice>) {
         let buses = Buses {
             pio: Arc::new(Bus::new("pio")),
             mmio: Arc::new(Bus::new("mmio")),
         };
-        let device = Arc::new(Recorder::default());
+        let device = Arc::new(FakeDevice::default());
         buses.pio.insert(0x100, 8, device.clone()).unwrap();
         buses.mmio.insert(0x1000, 8, device.clone()).unwrap();
         (buses, device)
@@ -272,7 +254,7 @@ mod tests {
             &buses,
         );
         assert_eq!((data, handled.next), ([3, 3], Next::Run));
-        assert_eq!(handled.device.unwrap().name(), "recorder");
+        assert_eq!(handled.device.unwrap().name(), "fake");
         handle_exit(
             Exit::MmioRead {
                 addr: 0x1001,
@@ -288,7 +270,7 @@ mod tests {
             },
             &buses,
         );
-        assert_eq!(*device.0.lock().unwrap(), [vec![7; 4]]);
+        assert_eq!(device.written(), [(0, vec![7; 4])]);
     }
 
     #[test]
@@ -302,7 +284,7 @@ mod tests {
             },
             &buses,
         );
-        assert_eq!(*device.0.lock().unwrap(), [vec![1, 2], vec![3, 4]]);
+        assert_eq!(device.written(), [(0, vec![1, 2]), (0, vec![3, 4])]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Running vCPUs: what one exit means ([`exit`]), and the threads that run them ([`thread`]).
+//! Running vCPUs: what one exit means (`exit`), and the threads that run them (`thread`).
 
 mod exit;
 mod thread;

@@ -3,11 +3,11 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use devices::sync::lock;
+use devices::sync::{lock, wait, wait_while_for};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::signal::Killable;
 
@@ -71,19 +71,13 @@ impl VcpuGate {
         self.closed.load(Ordering::SeqCst)
     }
 
-    fn wait<'a>(&self, guard: MutexGuard<'a, GateState>) -> MutexGuard<'a, GateState> {
-        self.changed
-            .wait(guard)
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Parks the calling vCPU thread; false when it is to end.
     fn park(&self) -> bool {
         let mut state = lock(&self.state);
         state.parked += 1;
         self.changed.notify_all();
         while state.wanted == Wanted::Park {
-            state = self.wait(state);
+            state = wait(&self.changed, state);
         }
         state.parked -= 1;
         state.wanted == Wanted::Run
@@ -92,17 +86,14 @@ impl VcpuGate {
     fn wait_parked(&self, count: usize) {
         let mut state = lock(&self.state);
         while state.parked < count {
-            state = self.wait(state);
+            state = wait(&self.changed, state);
         }
     }
 
     /// False when not all have parked in time.
     fn wait_parked_for(&self, count: usize, limit: Duration) -> bool {
         let state = lock(&self.state);
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(state, limit, |state| state.parked < count)
-            .unwrap_or_else(PoisonError::into_inner);
+        let state = wait_while_for(&self.changed, state, limit, |state| state.parked < count);
         state.parked >= count
     }
 }

@@ -1,7 +1,7 @@
 //! Tests of the port as a device: wire, backend, event loop.
 
 use super::*;
-use crate::testing::{FakeLine, FakePin};
+use crate::testing::{FakeLine, FakePin, Random};
 use event_manager::{EventManager, SubscriberOps};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -249,10 +249,9 @@ fn reset_lowers_the_wire_and_keeps_unread_input() {
 fn a_hostile_guest_writes_anything_anywhere() {
     let mut f = Fixture::new();
     f.send(&[b'x'; 5000]);
-    let mut seed = 1u32;
+    let mut random = Random::new(0x1234_5678_9abc_def1);
     for _ in 0..20_000 {
-        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let [value, offset, kind, _] = seed.rotate_left(8).to_le_bytes();
+        let [value, offset, kind, ..] = random.number().to_le_bytes();
         let offset = u64::from(offset % 8);
         if kind & 1 == 0 && offset != 0 {
             f.write(offset, value);

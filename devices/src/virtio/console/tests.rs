@@ -9,8 +9,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::*;
 use crate::sync::lock;
 use crate::testing::test_ram;
-use crate::virtio::net_test_driver::{
-    CountedInterrupts, DriverQueue, NEXT, RING_BYTES, readable, writable,
+use crate::virtio::test_driver::{
+    DriverQueue, FakeInterrupts, NEXT, RING_BYTES, readable, writable,
 };
 
 const RAM_BYTES: usize = 1 << 20;
@@ -65,7 +65,7 @@ struct Bench {
     ram: Arc<GuestRam>,
     terminal: Arc<Mutex<Terminal>>,
     terminal_fd: RawFd,
-    interrupts: Arc<CountedInterrupts>,
+    interrupts: Arc<FakeInterrupts>,
     receive: DriverQueue,
     transmit: DriverQueue,
     console: Console,
@@ -204,8 +204,8 @@ fn hostile_output() {
         .add(&[readable(RAM_BYTES as u64, 5), readable(DATA, 2)]);
     bench.transmit.add(&[readable(u64::MAX, u32::MAX)]);
     bench.transmit.add(&[writable(DATA, 5)]);
-    bench.transmit.raw_descriptor(100, DATA, 0, NEXT, 100);
-    bench.transmit.publish(100);
+    bench.transmit.write_desc(100, DATA, 0, NEXT, 100);
+    bench.transmit.make_available(100);
     bench.console.process_queue(TRANSMIT).unwrap();
     assert_eq!(bench.output(), b"ok");
     let heads: Vec<u16> = bench
@@ -215,7 +215,7 @@ fn hostile_output() {
         .map(|used| used.0)
         .collect();
     assert_eq!(heads, [0, 2, 3, 100]);
-    bench.transmit.publish(128);
+    bench.transmit.make_available(128);
     assert!(bench.console.process_queue(TRANSMIT).is_err());
 }
 
@@ -315,8 +315,8 @@ fn hostile_input_buffers() {
     let mut bench = Bench::new();
     bench.receive.add(&[readable(DATA, 5)]);
     bench.receive.add(&[writable(DATA, 0)]);
-    bench.receive.raw_descriptor(100, DATA, 0, NEXT, 100);
-    bench.receive.publish(100);
+    bench.receive.write_desc(100, DATA, 0, NEXT, 100);
+    bench.receive.make_available(100);
     let good = bench.receive.add(&[writable(DATA, 1 << 20)]);
     bench.receive.add(&[writable(RAM_BYTES as u64 - 1, 2)]);
     bench.type_in(b"x");

@@ -68,7 +68,7 @@ const CONFIG_BYTES: u16 = 8;
 
 /// A virtio network device.
 pub struct Net {
-    name: String,
+    log: Complaints,
     backend: Box<dyn NetBackend>,
     /// The address after a reset.
     permanent_mac: MacAddr,
@@ -76,7 +76,6 @@ pub struct Net {
     rerun: Rerun,
     /// The backend may have frames that it will not announce again.
     frames_waiting: bool,
-    limiter: RateLimiter,
     active: Option<Active>,
 }
 
@@ -96,67 +95,54 @@ impl Net {
     /// The host has no eventfd left.
     pub fn new(name: String, backend: Box<dyn NetBackend>, mac: MacAddr) -> io::Result<Self> {
         Ok(Self {
-            name,
+            log: Complaints {
+                device: name,
+                limiter: RateLimiter::default(),
+            },
             backend,
             permanent_mac: mac,
             mac,
             rerun: Rerun::new()?,
             frames_waiting: true,
-            limiter: RateLimiter::default(),
             active: None,
         })
     }
 
     fn receive(&mut self) -> Result<(), DeviceFailed> {
-        let Some(active) = &mut self.active else {
-            return Ok(());
-        };
-        let Ok(ram) = active.dma.ram() else {
-            return Ok(());
-        };
-        let log = Complaints {
-            device: &self.name,
-            limiter: &self.limiter,
-        };
-        let outcome = active.rx.run(ram, &mut *self.backend, &log)?;
-        self.frames_waiting = outcome != RxOutcome::Drained;
-        if outcome == RxOutcome::MoreToDo {
-            self.rerun.ask();
+        if let Some(active) = &mut self.active
+            && let Ok(ram) = active.dma.ram()
+        {
+            let outcome = active.rx.run(ram, &mut *self.backend, &self.log)?;
+            self.frames_waiting = outcome != RxOutcome::Drained;
+            if outcome == RxOutcome::MoreToDo {
+                self.rerun.ask();
+            }
         }
         Ok(())
     }
 
     fn transmit(&mut self) -> Result<(), DeviceFailed> {
-        let Some(active) = &mut self.active else {
-            return Ok(());
-        };
-        let Ok(ram) = active.dma.ram() else {
-            return Ok(());
-        };
-        let log = Complaints {
-            device: &self.name,
-            limiter: &self.limiter,
-        };
-        if active.tx.run(ram, &mut *self.backend, &log)? == TxOutcome::MoreToDo {
+        if let Some(active) = &mut self.active
+            && let Ok(ram) = active.dma.ram()
+            && active.tx.run(ram, &mut *self.backend, &self.log)? == TxOutcome::MoreToDo
+        {
             self.rerun.ask();
         }
         Ok(())
     }
 
     fn control(&mut self) -> Result<(), DeviceFailed> {
-        let Some(active) = &mut self.active else {
-            return Ok(());
-        };
-        let Ok(ram) = active.dma.ram() else {
-            return Ok(());
-        };
-        let mut target = ctrl::Target {
-            features: active.features,
-            backend: &mut *self.backend,
-            mac: &mut self.mac,
-        };
-        if active.ctrl.run(ram, &mut target)? {
-            self.rerun.ask();
+        if let Some(active) = &mut self.active
+            && let Ok(ram) = active.dma.ram()
+        {
+            let mut target = ctrl::Target {
+                features: active.features,
+                backend: &mut *self.backend,
+                mac: &mut self.mac,
+            };
+            if active.ctrl.run(ram, &mut target)? {
+                self.rerun.ask();
+            }
         }
         Ok(())
     }
@@ -166,7 +152,7 @@ impl VirtioDevice for Net {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             device_id: DEVICE_ID,
-            name: self.name.clone(),
+            name: self.log.device.clone(),
             features: FEATURES.iter().fold(0, |all, bit| all | 1 << bit),
             queue_sizes: vec![QUEUE_SIZE, QUEUE_SIZE, CTRL_QUEUE_SIZE],
             config_len: CONFIG_BYTES,
@@ -261,12 +247,12 @@ impl VirtioDevice for Net {
 }
 
 /// Logs what goes wrong with frames, within limits.
-struct Complaints<'a> {
-    device: &'a str,
-    limiter: &'a RateLimiter,
+struct Complaints {
+    device: String,
+    limiter: RateLimiter,
 }
 
-impl Complaints<'_> {
+impl Complaints {
     fn warn(&self, text: std::fmt::Arguments<'_>) {
         if self.limiter.allow() {
             log::warn!("{}: {text}", self.device);

@@ -103,7 +103,7 @@ impl RxQueue {
         &mut self,
         ram: &GuestRam,
         backend: &mut dyn NetBackend,
-        log: &Complaints<'_>,
+        log: &Complaints,
     ) -> Result<RxOutcome, DeviceFailed> {
         if self.notified {
             self.queue.disable_notification()?;
@@ -124,7 +124,7 @@ impl RxQueue {
         ram: &GuestRam,
         bounce: VolatileSlice<'_>,
         backend: &mut dyn NetBackend,
-        log: &Complaints<'_>,
+        log: &Complaints,
     ) -> Result<RxOutcome, DeviceFailed> {
         let mut work = WORK_PER_CALL;
         let mut slices = Vec::new();
@@ -252,7 +252,7 @@ impl RxQueue {
         ram: &GuestRam,
         bounce: VolatileSlice<'_>,
         work: &mut usize,
-        log: &Complaints<'_>,
+        log: &Complaints,
     ) -> Result<bool, DeviceFailed> {
         let Some(Received { len, direct }) = self.received.take() else {
             return Ok(true);

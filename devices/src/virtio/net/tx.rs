@@ -62,7 +62,7 @@ impl TxQueue {
         &mut self,
         ram: &GuestRam,
         backend: &mut dyn NetBackend,
-        log: &Complaints<'_>,
+        log: &Complaints,
     ) -> Result<TxOutcome, DeviceFailed> {
         self.queue.disable_notification()?;
         let outcome = self.send_frames(ram, backend, log)?;
@@ -76,7 +76,7 @@ impl TxQueue {
         &mut self,
         ram: &GuestRam,
         backend: &mut dyn NetBackend,
-        log: &Complaints<'_>,
+        log: &Complaints,
     ) -> Result<TxOutcome, DeviceFailed> {
         let mut slices = Vec::new();
         for _ in 0..FRAMES_PER_CALL {

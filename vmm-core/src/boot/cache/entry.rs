@@ -18,17 +18,19 @@
 //! entry writes nowhere but into the kernel's own memory.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use devices::dma::GuestRam;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{FileOffset, VolatileMemory};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use super::Key;
 use super::ident::Ident;
-use super::{BUFFER_BYTES, Key};
-use crate::boot::image::{Extent, Image, RamState};
+use crate::boot::image::{Extent, Image, PIECE_BYTES, RamState, write_ram};
+use crate::boot::le::{le32, le64, le128};
 
 const MAGIC: [u8; 8] = *b"TRIPKRN1";
 const FOOTER_BYTES: usize = 72;
@@ -89,22 +91,6 @@ pub(super) fn write_footer(
 fn put_pair(bytes: &mut Vec<u8>, first: u64, second: u64) {
     bytes.extend_from_slice(&first.to_le_bytes());
     bytes.extend_from_slice(&second.to_le_bytes());
-}
-
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    let mut value = [0; 8];
-    value.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(value)
-}
-
-fn le128(bytes: &[u8], at: usize) -> u128 {
-    u128::from(le64(bytes, at)) | u128::from(le64(bytes, at + 8)) << 64
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    let mut value = [0; 4];
-    value.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(value)
 }
 
 impl Entry {
@@ -199,34 +185,48 @@ impl Entry {
             return Err(invalid("leaves the kernel's memory"));
         }
         let ident = self.ident()?;
-        if self.verified == Some(ident) {
-            return self.image.load(&self.file, ram, state);
-        }
-        if self.load_and_hash(ram)? != self.content_hash {
+        let verified = self.verified == Some(ident);
+        let hash = self.copy(ram, !verified)?;
+        if hash.is_some_and(|hash| hash != self.content_hash) {
             return Err(invalid("damaged content"));
         }
         self.verified = Some(ident);
         self.image.zero_gaps(ram, state)
     }
 
-    fn load_and_hash(&self, ram: &GuestRam) -> io::Result<u128> {
-        let mut file = &self.file;
-        file.rewind()?;
-        let mut hash = Xxh3::new();
-        let mut buffer = vec![0; BUFFER_BYTES];
+    /// Copies the content to guest memory and hashes it if asked to.
+    ///
+    /// From a mapping, which spares a copy: entries are ours alone, and replaced or removed but never cut short.
+    fn copy(&self, ram: &GuestRam, hashed: bool) -> io::Result<Option<u128>> {
+        let Some(last) = self.image.extents.last() else {
+            return Ok(hashed.then(|| Xxh3::new().digest128()));
+        };
+        let len = usize::try_from(last.offset + last.len).map_err(|_| invalid("too large"))?;
+        let file = FileOffset::new(self.file.try_clone()?, 0);
+        let flags = libc::MAP_PRIVATE | libc::MAP_POPULATE;
+        let mapping: MmapRegion =
+            MmapRegion::build(Some(file), len, libc::PROT_READ, flags).map_err(io::Error::other)?;
+        let mut hash = hashed.then(Xxh3::new);
+        let mut buffer = [0; PIECE_BYTES];
         for extent in &self.image.extents {
-            let mut addr = extent.addr;
-            let end = extent.addr + extent.len;
-            while addr < end {
-                let len = usize::try_from(end - addr).map_or(BUFFER_BYTES, |n| n.min(BUFFER_BYTES));
-                file.read_exact(&mut buffer[..len])?;
-                hash.update(&buffer[..len]);
-                ram.write_slice(&buffer[..len], GuestAddress(addr))
-                    .map_err(io::Error::other)?;
-                addr += len as u64;
+            let mut done = 0;
+            while done < extent.len {
+                let piece =
+                    usize::try_from(extent.len - done).map_or(PIECE_BYTES, |n| n.min(PIECE_BYTES));
+                let offset =
+                    usize::try_from(extent.offset + done).map_err(|_| invalid("too large"))?;
+                mapping
+                    .get_slice(offset, piece)
+                    .map_err(io::Error::other)?
+                    .copy_to(&mut buffer[..piece]);
+                if let Some(hash) = &mut hash {
+                    hash.update(&buffer[..piece]);
+                }
+                write_ram(ram, extent.addr + done, &buffer[..piece])?;
+                done += piece as u64;
             }
         }
-        Ok(hash.digest128())
+        Ok(hash.map(|hash| hash.digest128()))
     }
 }
 

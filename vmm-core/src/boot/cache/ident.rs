@@ -29,11 +29,19 @@ impl Ident {
         })
     }
 
-    /// Whether the file's last change is long enough before `now` that another change would show: file systems' clocks
-    /// tick in milliseconds, some in seconds.
+    /// Whether the file's last change is so far from `now` that another change would show: file systems' clocks tick
+    /// in milliseconds, some in seconds. A change in the future, by a clock that was set back since, shows as well.
     pub fn is_settled(&self, now: SystemTime) -> bool {
         const COARSEST_TICK: Duration = Duration::from_secs(2);
-        is_older(self.changed.0, COARSEST_TICK, now)
+        let Ok(seconds) = u64::try_from(self.changed.0) else {
+            return true;
+        };
+        let changed = UNIX_EPOCH + Duration::from_secs(seconds);
+        // The tick that the change was rounded down to is one more.
+        let ahead = changed
+            .duration_since(now)
+            .is_ok_and(|ahead| ahead > COARSEST_TICK);
+        ahead || is_older(self.changed.0, COARSEST_TICK, now)
     }
 
     /// Whether the file was last modified more than `age` before `now`.

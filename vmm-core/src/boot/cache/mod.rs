@@ -334,23 +334,10 @@ impl<'a> HashingReader<'a> {
         })
     }
 
-    /// Reads on to offset `end` or the file's end.
-    pub fn skip_to(&mut self, end: u64) -> io::Result<()> {
-        let mut rest = self.take_to(end);
-        let mut buffer = vec![0; BUFFER_BYTES];
-        while super::unpack::fill(&mut rest, &mut buffer)? > 0 {}
-        Ok(())
-    }
-
-    /// A reader of what comes before offset `end`.
-    pub fn take_to(&mut self, end: u64) -> impl Read {
-        let len = end.saturating_sub(self.len);
-        Read::by_ref(self).take(len)
-    }
-
     /// Reads the rest, and says what the whole file is.
     pub fn finish(mut self) -> io::Result<Key> {
-        self.skip_to(u64::MAX)?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while super::unpack::fill(&mut self, &mut buffer)? > 0 {}
         Ok(Key {
             len: self.len,
             hash: self.hash.digest128(),

@@ -1,7 +1,7 @@
 //! Control commands.
 
 use super::*;
-use crate::virtio::net_test_driver::{NEXT, readable, writable};
+use crate::virtio::test_driver::{NEXT, readable, writable};
 
 const ACK: u64 = DATA + 0x8000;
 const OK: u8 = 0;
@@ -156,8 +156,8 @@ fn chains_that_hold_no_command() {
         .add(&[readable(1 << 40, 3), writable(ACK + 2, 1)]);
     bench.ctrl.add(&[readable(DATA, 3), writable(1 << 40, 1)]);
     let at = 9;
-    bench.ctrl.raw_descriptor(at, DATA, 8, NEXT, at);
-    bench.ctrl.publish(at);
+    bench.ctrl.write_desc(at, DATA, 8, NEXT, at);
+    bench.ctrl.make_available(at);
     bench.net.process_queue(CTRL).unwrap();
     let written: Vec<u32> = bench.ctrl.take_used().iter().map(|used| used.1).collect();
     assert_eq!(written, [0, 1, 1, 1, 0, 0]);

@@ -13,7 +13,7 @@ use super::*;
 use crate::dma::GuestRam;
 use crate::net::{PipeNet, PipePeer};
 use crate::testing::test_ram;
-use crate::virtio::net_test_driver::{CountedInterrupts, DriverQueue, RING_BYTES};
+use crate::virtio::test_driver::{DriverQueue, FakeInterrupts, RING_BYTES};
 
 const RAM_BYTES: usize = 4 << 20;
 /// First address after the rings.
@@ -26,7 +26,7 @@ const EVENT_IDX: u64 = 1 << 29;
 struct Bench {
     ram: Arc<GuestRam>,
     bus_master: Arc<AtomicBool>,
-    interrupts: Arc<CountedInterrupts>,
+    interrupts: Arc<FakeInterrupts>,
     peer: PipePeer,
     rx: DriverQueue,
     tx: DriverQueue,
@@ -192,7 +192,7 @@ fn nothing_happens_without_a_driver_or_bus_mastering() {
 
     bench.activate(MERGE).unwrap();
     bench.bus_master.store(false, Ordering::Release);
-    let buffer = crate::virtio::net_test_driver::writable(DATA, 2048);
+    let buffer = crate::virtio::test_driver::writable(DATA, 2048);
     bench.rx.add(&[buffer]);
     assert!(bench.again());
     bench.wire_event();

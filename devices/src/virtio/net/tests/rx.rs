@@ -1,7 +1,7 @@
 //! Receiving.
 
 use super::*;
-use crate::virtio::net_test_driver::{NEXT, WRITE, readable, writable};
+use crate::virtio::test_driver::{NEXT, WRITE, readable, writable};
 
 /// Adds `count` buffers of `len` bytes each, at intervals of `len`; returns their heads.
 fn add_buffers(bench: &mut Bench, count: u64, len: u32) -> Vec<u16> {
@@ -188,7 +188,7 @@ fn interrupts_only_when_wanted() {
 
     let mut bench = Bench::new(MERGE);
     add_buffers(&mut bench, 8, 1536);
-    bench.rx.set_no_interrupt();
+    bench.rx.set_no_interrupt(true);
     bench.peer.push(&frame(1, 80));
     bench.wire_event();
     assert_eq!(bench.rx.take_used().len(), 1);
@@ -262,9 +262,9 @@ fn useless_chains_are_handed_back() {
 #[test]
 fn a_descriptor_loop_ends() {
     let mut bench = Bench::new(MERGE);
-    bench.rx.raw_descriptor(0, DATA, 16, WRITE | NEXT, 1);
-    bench.rx.raw_descriptor(1, DATA + 16, 16, WRITE | NEXT, 0);
-    bench.rx.publish(0);
+    bench.rx.write_desc(0, DATA, 16, WRITE | NEXT, 1);
+    bench.rx.write_desc(1, DATA + 16, 16, WRITE | NEXT, 0);
+    bench.rx.make_available(0);
     bench.peer.push(&frame(1, 60));
     bench.wire_event();
     assert_eq!(bench.rx.take_used(), [(0, 60)]);
@@ -302,7 +302,7 @@ fn a_broken_queue_is_reported() {
     assert!(bench.net.process_backend(fd, EventSet::IN).is_err());
 
     let mut bench = Bench::new(MERGE);
-    bench.rx.publish(999);
+    bench.rx.make_available(999);
     bench.peer.push(&frame(1, 60));
     let fd = bench.wire_fd;
     assert!(bench.net.process_backend(fd, EventSet::IN).is_err());

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use super::*;
-use crate::virtio::net_test_driver::{NEXT, readable, writable};
+use crate::virtio::test_driver::{NEXT, readable, writable};
 
 fn kick(bench: &mut Bench) {
     bench.net.process_queue(TX).unwrap();
@@ -70,9 +70,9 @@ fn what_is_no_frame_is_dropped() {
 #[test]
 fn a_descriptor_loop_is_dropped() {
     let mut bench = Bench::new(MERGE);
-    bench.tx.raw_descriptor(0, DATA, 4096, NEXT, 1);
-    bench.tx.raw_descriptor(1, DATA, 4096, NEXT, 0);
-    bench.tx.publish(0);
+    bench.tx.write_desc(0, DATA, 4096, NEXT, 1);
+    bench.tx.write_desc(1, DATA, 4096, NEXT, 0);
+    bench.tx.make_available(0);
     kick(&mut bench);
     assert_eq!(bench.peer.take_sent().len(), 0);
     assert_eq!(bench.tx.take_used(), [(0, 0)]);

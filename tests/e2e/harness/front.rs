@@ -1,0 +1,184 @@
+//! The front: command line, choice of the place, and what the user gets to see.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use anyhow::{Context, Result, bail};
+use libtest_mimic::{Arguments, Failed, Trial};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::l1::L1;
+use super::measure::FIGURE_MARK;
+use super::runner::{self, Outcome};
+use super::{E2eTest, paths};
+
+/// How many lines of a failing test's log are shown with it.
+const TAIL_LINES: usize = 60;
+/// Tests at a time on the host; most of their time is the guests'.
+const CONCURRENT_ON_HOST: usize = 2;
+/// QEMU emulates nested virtualisation on two processors at once well enough for the vCPUs of one guest, but two
+/// unrelated guests have made it reset L1.
+const CONCURRENT_IN_L1: usize = 1;
+
+/// Runs the tests that the command line asks for.
+pub fn main(tests: Vec<E2eTest>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let listing = arguments.list;
+    let place = match if listing {
+        Ok(Place::Host)
+    } else {
+        choose_place()
+    } {
+        Ok(place) => Arc::new(place),
+        Err(error) => {
+            eprintln!("e2e: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Err(error) = end_on_signals(place.clone()) {
+        eprintln!("e2e: cannot catch signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    arguments.test_threads.get_or_insert(match *place {
+        Place::Host => CONCURRENT_ON_HOST,
+        Place::L1(_) => CONCURRENT_IN_L1,
+    });
+    let turns = Arc::new(RwLock::new(()));
+    let figures = Arc::new(Mutex::new(Vec::new()));
+    let trials = tests
+        .into_iter()
+        .map(|test| {
+            let (place, turns, figures) = (place.clone(), turns.clone(), figures.clone());
+            Trial::test(test.name.clone(), move || {
+                let outcome = if test.alone {
+                    let _turn = turns.write().unwrap_or_else(PoisonError::into_inner);
+                    place.run(&test)
+                } else {
+                    let _turn = turns.read().unwrap_or_else(PoisonError::into_inner);
+                    place.run(&test)
+                };
+                figures
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend(figures_in(&outcome.log));
+                verdict(&test.name, &outcome)
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    for figure in figures
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+    {
+        println!("{figure}");
+    }
+    place.close();
+    conclusion.exit_code()
+}
+
+/// Where the tests run.
+enum Place {
+    /// On this machine's own KVM.
+    Host,
+    /// In the machine under QEMU.
+    L1(L1),
+}
+
+impl Place {
+    fn run(&self, test: &E2eTest) -> Outcome {
+        match self {
+            Place::Host => runner::run(test),
+            Place::L1(l1) => l1
+                .run(&test.name, test.limit)
+                .unwrap_or_else(|error| Outcome {
+                    failure: Some(format!("{error:#}")),
+                    log: String::new(),
+                }),
+        }
+    }
+
+    fn close(&self) {
+        if let Place::L1(l1) = self {
+            l1.close();
+        }
+    }
+}
+
+fn choose_place() -> Result<Place> {
+    fs::create_dir_all(paths::logs()).context("cannot make the folder of logs")?;
+    let on_host = match std::env::var("TRIPATH_E2E").as_deref() {
+        Ok("host") => true,
+        Ok("l1") => false,
+        Ok(other) => bail!("TRIPATH_E2E={other}: it is host or l1"),
+        Err(_) => host_can_run_guests(),
+    };
+    if on_host {
+        eprintln!("e2e: the guests run on this machine's own KVM");
+        paths::set_up_testbed(&[])?;
+        Ok(Place::Host)
+    } else {
+        eprintln!(
+            "e2e: no VT-x or AMD-V with a usable /dev/kvm: the guests run in the test bed (L1, under QEMU)"
+        );
+        paths::set_up_testbed(&[])?;
+        Ok(Place::L1(L1::new()))
+    }
+}
+
+/// Ctrl-C and SIGTERM take L1 along.
+fn end_on_signals(place: Arc<Place>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            if let Place::L1(l1) = &*place {
+                l1.close_now();
+            }
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}
+
+/// A `/dev/kvm` alone says little: software KVMs offer one too, and cannot run a stock kernel.
+fn host_can_run_guests() -> bool {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let virtualises = cpu
+        .split_whitespace()
+        .any(|word| word == "vmx" || word == "svm");
+    virtualises
+        && fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_ok()
+}
+
+fn figures_in(log: &str) -> Vec<String> {
+    log.lines()
+        .filter_map(|line| Some(line.split_once(FIGURE_MARK)?.1.trim().to_owned()))
+        .collect()
+}
+
+/// Keeps the log and turns the outcome into what the test runner wants.
+fn verdict(name: &str, outcome: &Outcome) -> Result<(), Failed> {
+    let path = paths::logs().join(format!("{}.log", name.replace("::", ".")));
+    let kept = keep_log(&path, outcome).map_or_else(
+        |error| format!("(the log could not be kept: {error})"),
+        |()| format!("whole log: {}", path.display()),
+    );
+    let Some(reason) = &outcome.failure else {
+        return Ok(());
+    };
+    let lines: Vec<&str> = outcome.log.lines().collect();
+    let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
+    Err(format!("{reason}\n--- end of the log:\n{tail}\n--- {kept}").into())
+}
+
+fn keep_log(path: &Path, outcome: &Outcome) -> std::io::Result<()> {
+    let end = outcome.failure.as_deref().unwrap_or("passed");
+    fs::write(path, format!("{}\n--- {end}\n", outcome.log))
+}

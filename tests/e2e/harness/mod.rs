@@ -1,0 +1,121 @@
+//! What runs the tests, and what they are written with.
+
+pub mod agent;
+pub mod cpio;
+pub mod front;
+pub mod in_place;
+pub mod l1;
+pub mod measure;
+pub mod paths;
+pub mod runner;
+pub mod sys;
+pub mod tap;
+pub mod vm;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+type TestFn = dyn Fn(&Ctx) -> Result<()> + Send + Sync;
+
+/// One end-to-end test.
+pub struct E2eTest {
+    name: String,
+    run: Box<TestFn>,
+    limit: Duration,
+    alone: bool,
+    own_network: bool,
+}
+
+/// A test called `name`, with the usual time limit.
+pub fn test(
+    name: impl Into<String>,
+    run: impl Fn(&Ctx) -> Result<()> + Send + Sync + 'static,
+) -> E2eTest {
+    E2eTest {
+        name: name.into(),
+        run: Box::new(run),
+        limit: Duration::from_secs(120),
+        alone: false,
+        own_network: false,
+    }
+}
+
+impl E2eTest {
+    /// Another time limit than two minutes.
+    pub fn limit(mut self, seconds: u64) -> Self {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Never runs beside another test: it measures.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    /// Runs in a network namespace of its own, in which it may make TAPs; they vanish with it.
+    pub fn own_network(mut self) -> Self {
+        self.own_network = true;
+        self
+    }
+
+    /// Whether the test runs beside no other.
+    pub fn is_alone(&self) -> bool {
+        self.alone
+    }
+}
+
+/// What a test is given: the program under test, a folder of its own, and the guests' files.
+pub struct Ctx {
+    /// The VMM.
+    pub binary: PathBuf,
+    /// The test's scratch folder, empty at first and removed at the end.
+    pub folder: PathBuf,
+    /// The folder that `tests/testbed/setup` fills.
+    pub testbed: PathBuf,
+}
+
+impl Ctx {
+    /// A path in the scratch folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// A file of zeros in the scratch folder, for a disk.
+    pub fn disk(&self, name: &str, size_mib: u64) -> Result<PathBuf> {
+        let path = self.path(name);
+        let file = std::fs::File::create(&path).with_context(|| format!("{}", path.display()))?;
+        file.set_len(size_mib << 20)?;
+        Ok(path)
+    }
+
+    /// A stock kernel's file.
+    pub fn kernel(&self, kernel: Kernel) -> PathBuf {
+        self.testbed.join(match kernel {
+            Kernel::Cloud61 => "cloud61/vmlinuz",
+            Kernel::Cloud61Elf => "cloud61/vmlinux",
+            Kernel::Generic612 => "generic612/vmlinuz",
+        })
+    }
+
+    /// The initramfs with that kernel's virtio and other modules, without busybox.
+    pub fn modules(&self, kernel: Kernel) -> PathBuf {
+        self.testbed.join(match kernel {
+            Kernel::Cloud61 | Kernel::Cloud61Elf => "cloud61/modules.cpio.gz",
+            Kernel::Generic612 => "generic612/modules.cpio.gz",
+        })
+    }
+}
+
+/// The stock kernels that guests boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Debian's 6.1 for clouds, a bzImage.
+    Cloud61,
+    /// The ELF file from inside the same bzImage.
+    Cloud61Elf,
+    /// Debian's 6.12 for any machine, a bzImage.
+    Generic612,
+}

@@ -1,0 +1,58 @@
+//! End-to-end tests: each boots guests with the built `tripath` on a real `/dev/kvm`.
+//!
+//! `cargo test --test e2e [FILTER]` works on any x86-64 Debian or Ubuntu machine. Where the host's own KVM can run a
+//! stock kernel, the tests run on the host; otherwise in L1, a machine under QEMU that has one (`tests/testbed/`).
+//! Either way each test is a process of its own, `e2e --in-place NAME`, with a time limit; its whole log ends up in
+//! `target/e2e-logs`.
+//!
+//! Environment: `TRIPATH_BIN` is another VMM to test in place of the one just built; `TRIPATH_E2E=host` or `=l1`
+//! decides where the tests run. Needed for host and L1 alike: `tests/testbed/setup`, which is run first.
+
+mod blk;
+mod boot;
+mod console;
+mod costs;
+mod harness;
+mod net;
+mod panic;
+mod reset;
+mod usage;
+mod usage_files;
+
+use std::process::ExitCode;
+
+use harness::{E2eTest, agent, front, in_place};
+
+/// Every test there is, those that want the machine to themselves last.
+fn all_tests() -> Vec<E2eTest> {
+    let mut tests: Vec<E2eTest> = [
+        boot::tests(),
+        reset::tests(),
+        panic::tests(),
+        blk::tests(),
+        net::tests(),
+        console::tests(),
+        usage::tests(),
+        usage_files::tests(),
+        costs::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    tests.sort_by_key(E2eTest::is_alone);
+    tests
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .as_slice()
+    {
+        ["--agent"] => agent::main(&all_tests()),
+        ["--in-place", name] => in_place::main(&all_tests(), name),
+        _ => front::main(all_tests()),
+    }
+}
