@@ -4,6 +4,7 @@
 use std::sync::{
     Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
+use std::time::Duration;
 
 /// Locks `mutex`, poisoned or not.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -15,6 +16,19 @@ pub fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<
     condition
         .wait(guard)
         .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits while `blocked` says so, but no longer than `limit`, with the mutex of `guard` poisoned or not.
+pub fn wait_while_for<'a, T>(
+    condition: &Condvar,
+    guard: MutexGuard<'a, T>,
+    limit: Duration,
+    blocked: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'a, T> {
+    condition
+        .wait_timeout_while(guard, limit, blocked)
+        .unwrap_or_else(PoisonError::into_inner)
+        .0
 }
 
 /// Locks `lock` for reading, poisoned or not.

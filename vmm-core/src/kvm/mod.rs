@@ -10,7 +10,7 @@ use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
 pub use interrupts::Interrupts;
-pub use vcpu::{KvmVcpu, ResetState, install_kick_handler, kick_signal};
+pub use vcpu::{Activity, KvmVcpu, ResetState, install_kick_handler, kick_signal};
 pub use vm::{IrqchipState, KvmVm};
 
 /// Where KVM is.

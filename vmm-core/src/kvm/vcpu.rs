@@ -4,10 +4,11 @@ use std::cell::Cell;
 use std::ptr;
 
 use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_MP_STATE_RUNNABLE, KVM_STATE_NESTED_GUEST_MODE, Msrs, kvm_cpuid_entry2,
+    kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{KvmNestedStateBuffer, VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::{Doing, KvmError};
@@ -39,6 +40,20 @@ pub struct ResetState {
     events: kvm_vcpu_events,
     debug: kvm_debugregs,
     msrs: Vec<kvm_msr_entry>,
+}
+
+/// What a parked vCPU does when it is let run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing, until an interrupt: it halted, or was not started.
+    Waiting,
+    /// User code, or a guest of the guest's own.
+    User,
+    /// Kernel code.
+    Kernel {
+        /// Linear address of the next instruction.
+        linear_rip: u64,
+    },
 }
 
 /// The signal that takes a vCPU thread out of the guest.
@@ -214,6 +229,39 @@ impl KvmVcpu {
     /// [`KvmError::Ioctl`].
     pub fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<(), KvmError> {
         self.fd.set_lapic(lapic).doing("set the local APIC")
+    }
+
+    /// What the vCPU, which is parked, is at.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn activity(&self) -> Result<Activity, KvmError> {
+        // With the APIC in the kernel, HLT is a run state and no exit; a kick leaves it as it is.
+        let state = self.fd.get_mp_state().doing("read the run state")?;
+        if state.mp_state != KVM_MP_STATE_RUNNABLE {
+            return Ok(Activity::Waiting);
+        }
+        let sregs = self.sregs()?;
+        // SS holds the privilege level, in real mode too; CS may be a conforming segment.
+        if sregs.ss.dpl != 0 || self.runs_nested_guest() {
+            return Ok(Activity::User);
+        }
+        let rip = self.regs()?.rip;
+        Ok(Activity::Kernel {
+            linear_rip: if sregs.cs.l != 0 {
+                rip
+            } else {
+                sregs.cs.base.wrapping_add(rip)
+            },
+        })
+    }
+
+    /// Whether the registers are those of a guest's guest. A KVM that cannot say so runs none.
+    fn runs_nested_guest(&self) -> bool {
+        let mut state = KvmNestedStateBuffer::empty();
+        self.fd
+            .nested_state(&mut state)
+            .is_ok_and(|_| u32::from(state.flags) & KVM_STATE_NESTED_GUEST_MODE != 0)
     }
 
     /// The physical address behind a linear one, by the guest's page tables now; none if it has none.

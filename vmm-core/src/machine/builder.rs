@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use devices::bus::Bus;
+use devices::console::PanicWitness;
 use devices::legacy::SLP_TYP_S5;
 use rustix::thread::sched_getaffinity;
 
-use super::events::{EventQueue, GraceTimer, MachineEvent, PowerSwitch, QueueWaker, Signals};
+use super::events::{Countdown, EventQueue, MachineEvent, PowerSwitch, QueueWaker, Signals};
 use super::lifecycle::start_at;
+use super::panic_probe::{PanicProbe, Suspicion};
 use super::wiring::{Backends, Devices, Wiring};
 use super::{AtReset, Machine, MachineError, Options};
 use crate::arch::acpi::{self, AcpiConfig, AcpiTables};
@@ -39,7 +41,9 @@ impl Machine {
 
         // 2. The user's files, interfaces and terminals.
         let queue = EventQueue::new().map_err(host("create an event"))?;
-        let mut backends = Backends::open(config, &queue)?;
+        let suspicion = Suspicion::new(Arc::clone(&queue));
+        let witness: Arc<dyn PanicWitness> = suspicion.clone();
+        let mut backends = Backends::open(config, &queue, &witness)?;
         let ptys = std::mem::take(&mut backends.ptys);
 
         // 3. The VM, its memory, and the loop that serves it.
@@ -48,7 +52,11 @@ impl Machine {
         vm.set_memory(&ram)?;
         let mut events = EventLoop::new(options.stats)?;
         let gate = Arc::new(VcpuGate::default());
-        let grace = watch_machine(&mut events, &queue)?;
+        watch_machine(&mut events, &queue)?;
+        let mut timer = |name, event| countdown(&mut events, &queue, name, event);
+        let grace = timer("grace timer", || MachineEvent::GraceOver)?;
+        let sample = timer("panic probe", || MachineEvent::PanicSample)?;
+        let panic = PanicProbe::new(suspicion, sample);
 
         // 4. The devices.
         let buses = Buses {
@@ -87,6 +95,7 @@ impl Machine {
             events,
             queue,
             grace,
+            panic,
             ram,
             boot,
             acpi,
@@ -156,16 +165,22 @@ fn affinity(cpus: &CpuConfig) -> Vec<Vec<u32>> {
         .collect()
 }
 
-fn watch_machine(
-    events: &mut EventLoop,
-    queue: &Arc<EventQueue>,
-) -> Result<GraceTimer, MachineError> {
+fn watch_machine(events: &mut EventLoop, queue: &Arc<EventQueue>) -> Result<(), MachineError> {
     events.add("machine", Box::new(QueueWaker(Arc::clone(queue))));
     let signals = Signals::new(Arc::clone(queue)).map_err(host("watch signals"))?;
     events.add("signals", Box::new(signals));
-    let grace = GraceTimer::new(Arc::clone(queue)).map_err(host("create a timer"))?;
-    events.add("grace timer", Box::new(grace.handle()));
-    Ok(grace)
+    Ok(())
+}
+
+fn countdown(
+    events: &mut EventLoop,
+    queue: &Arc<EventQueue>,
+    name: &str,
+    event: fn() -> MachineEvent,
+) -> Result<Countdown, MachineError> {
+    let timer = Countdown::new(Arc::clone(queue), event).map_err(host("create a timer"))?;
+    events.add(name, Box::new(timer.handle()));
+    Ok(timer)
 }
 
 fn create_vcpus(kvm: &KvmSystem, vm: &KvmVm, count: u32) -> Result<Vec<KvmVcpu>, MachineError> {

@@ -37,7 +37,7 @@ impl CrashReport {
             } else {
                 sregs.cs.base.wrapping_add(regs.rip)
             };
-            code_at(linear, &|addr| vcpu.translate(addr), ram)
+            code_at(linear, INSTRUCTION_BYTES, &|addr| vcpu.translate(addr), ram)
         });
         Self {
             reason,
@@ -59,12 +59,18 @@ impl CrashReport {
     }
 }
 
-fn code_at(linear: u64, translate: &dyn Fn(u64) -> Option<u64>, ram: &GuestRam) -> Vec<u8> {
+/// Up to `count` bytes from `linear` on: those before the first that is not mapped to RAM.
+pub(super) fn code_at(
+    linear: u64,
+    count: usize,
+    translate: &dyn Fn(u64) -> Option<u64>,
+    ram: &GuestRam,
+) -> Vec<u8> {
     let mut code = Vec::new();
-    while code.len() < INSTRUCTION_BYTES {
+    while code.len() < count {
         let at = linear.wrapping_add(code.len() as u64);
         let in_page = usize::try_from(PAGE_BYTES - at % PAGE_BYTES).unwrap_or(1);
-        let mut part = vec![0; in_page.min(INSTRUCTION_BYTES - code.len())];
+        let mut part = vec![0; in_page.min(count - code.len())];
         let read =
             translate(at).is_some_and(|addr| ram.read_slice(&mut part, GuestAddress(addr)).is_ok());
         if !read {
@@ -151,15 +157,15 @@ mod tests {
             0x9000 => Some(addr - 0x9000 + 0x3000),
             _ => None,
         };
-        let code = code_at(0x8ffe, &both, &ram);
+        let code = code_at(0x8ffe, INSTRUCTION_BYTES, &both, &ram);
         assert_eq!(
             (code.len(), &code[..3]),
             (INSTRUCTION_BYTES, &[0x0f, 0x0b, 0xcc][..])
         );
         let first_only = |addr: u64| (addr < 0x9000).then(|| addr - 0x8000 + 0x1000);
-        assert_eq!(code_at(0x8ffe, &first_only, &ram), [0x0f, 0x0b]);
-        assert!(code_at(u64::MAX, &|_| None, &ram).is_empty());
-        assert!(code_at(0x8000, &|_| Some(u64::MAX - 3), &ram).is_empty());
+        assert_eq!(code_at(0x8ffe, 9, &first_only, &ram), [0x0f, 0x0b]);
+        assert!(code_at(u64::MAX, 9, &|_| None, &ram).is_empty());
+        assert!(code_at(0x8000, 9, &|_| Some(u64::MAX - 3), &ram).is_empty());
     }
 
     #[test]

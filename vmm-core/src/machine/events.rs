@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use devices::legacy::{PowerControl, PowerEvent};
 use devices::sync::lock;
@@ -31,6 +32,16 @@ pub enum MachineEvent {
     Terminate,
     /// The guest had its time to power off.
     GraceOver,
+    /// The guest printed what a kernel prints when it panics.
+    PanicSuspected,
+    /// It is time to look at the vCPUs of a guest that is suspected to have panicked.
+    PanicSample,
+}
+
+impl MachineEvent {
+    fn stops_guest(&self) -> bool {
+        matches!(self, Self::Power(_) | Self::VcpuStopped(_))
+    }
 }
 
 /// Events on their way from any thread to the owner's loop.
@@ -66,8 +77,15 @@ impl EventQueue {
 
     /// Forgets what the guest did before it was reset; what the user wants stays.
     pub fn forget_guest(&self) {
-        lock(&self.queue)
-            .retain(|e| !matches!(e, MachineEvent::Power(_) | MachineEvent::VcpuStopped(_)));
+        lock(&self.queue).retain(|e| {
+            !e.stops_guest()
+                && !matches!(e, MachineEvent::PanicSuspected | MachineEvent::PanicSample)
+        });
+    }
+
+    /// Whether an event waits for which the gate was closed: the guest must not go on before it is served.
+    pub fn holds_guest(&self) -> bool {
+        lock(&self.queue).iter().any(MachineEvent::stops_guest)
     }
 }
 
@@ -137,18 +155,19 @@ impl MutEventSubscriber for Signals {
     }
 }
 
-/// Counts down once it is started, and then pushes [`MachineEvent::GraceOver`].
-pub struct GraceTimer {
+/// Counts down once it is started, and then pushes its event.
+pub struct Countdown {
     timer: Arc<std::os::fd::OwnedFd>,
     queue: Arc<EventQueue>,
+    event: fn() -> MachineEvent,
 }
 
-impl GraceTimer {
+impl Countdown {
     /// A timer that is not running.
     ///
     /// # Errors
     /// No timerfd is to be had.
-    pub fn new(queue: Arc<EventQueue>) -> io::Result<Self> {
+    pub fn new(queue: Arc<EventQueue>, event: fn() -> MachineEvent) -> io::Result<Self> {
         let timer = timerfd_create(
             TimerfdClockId::Monotonic,
             TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
@@ -156,6 +175,7 @@ impl GraceTimer {
         Ok(Self {
             timer: Arc::new(timer),
             queue,
+            event,
         })
     }
 
@@ -165,22 +185,23 @@ impl GraceTimer {
         Self {
             timer: Arc::clone(&self.timer),
             queue: Arc::clone(&self.queue),
+            event: self.event,
         }
     }
 
-    /// Starts it anew.
+    /// Starts it anew. `time` is not zero.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn start(&self, seconds: u32) -> io::Result<()> {
+    pub fn start(&self, time: Duration) -> io::Result<()> {
         let value = Itimerspec {
             it_interval: Timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
             },
             it_value: Timespec {
-                tv_sec: i64::from(seconds),
-                tv_nsec: 0,
+                tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: time.subsec_nanos().into(),
             },
         };
         timerfd_settime(&*self.timer, TimerfdTimerFlags::empty(), &value)?;
@@ -188,11 +209,11 @@ impl GraceTimer {
     }
 }
 
-impl MutEventSubscriber for GraceTimer {
+impl MutEventSubscriber for Countdown {
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         let mut count = [0; 8];
         if rustix::io::read(&*self.timer, &mut count).is_ok() {
-            self.queue.push(MachineEvent::GraceOver);
+            self.queue.push((self.event)());
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use devices::legacy::{PowerEvent, ResetSource};
 use devices::sync::lock;
@@ -17,7 +18,7 @@ use crate::kvm::KvmVcpu;
 use crate::vcpu::{Next, StopReport};
 
 /// How long a guest has to power off after it was asked to.
-const GRACE_SECONDS: u32 = 30;
+const GRACE: Duration = Duration::from_secs(30);
 
 /// `nice` value of background work.
 const LOWEST_PRIORITY: i32 = 19;
@@ -70,6 +71,11 @@ impl Machine {
                 MachineEvent::Power(event) => self.on_power(event)?,
                 MachineEvent::VcpuStopped(report) => self.on_vcpu_stopped(report)?,
                 MachineEvent::Quit | MachineEvent::GraceOver => Some(Outcome::Ended),
+                MachineEvent::PanicSuspected => {
+                    self.schedule_panic_sample()?;
+                    None
+                }
+                MachineEvent::PanicSample => self.on_panic_sample()?,
                 MachineEvent::Terminate if *terminating => Some(Outcome::Ended),
                 MachineEvent::Terminate => {
                     *terminating = true;
@@ -91,6 +97,8 @@ impl Machine {
             PowerEvent::Panicked if self.on_panic == OnPanic::Exit => Ok(Some(Outcome::Panicked)),
             PowerEvent::Panicked | PowerEvent::CrashLoaded => {
                 log::warn!("the guest reports a panic");
+                // It is known; and what the kernel does about it is the user's wish.
+                self.panic.clear();
                 self.vcpus.resume();
                 Ok(None)
             }
@@ -103,6 +111,7 @@ impl Machine {
             Next::Run => Ok(None),
             Next::PowerOff => Ok(Some(Outcome::PoweredOff)),
             Next::Reset => self.on_reset(),
+            Next::TripleFault if self.resets_from_panic() => Ok(Some(Outcome::Panicked)),
             Next::TripleFault if self.on_reboot == OnReboot::Restart => {
                 log::warn!("triple fault on vCPU {vcpu}");
                 self.on_reset()
@@ -123,7 +132,15 @@ impl Machine {
         )))
     }
 
+    /// Whether a reset now ends the run because the kernel panicked before it.
+    fn resets_from_panic(&self) -> bool {
+        self.on_panic == OnPanic::Exit && self.panic.is_suspected()
+    }
+
     fn on_reset(&mut self) -> Result<Option<Outcome>, MachineError> {
+        if self.resets_from_panic() {
+            return Ok(Some(Outcome::Panicked));
+        }
         if self.on_reboot == OnReboot::Exit {
             return Ok(Some(Outcome::Reset));
         }
@@ -138,6 +155,7 @@ impl Machine {
     fn reset(&mut self) -> Result<(), MachineError> {
         self.devices.reset()?;
         self.queue.forget_guest();
+        self.panic.clear();
         for (vcpu, state) in self.vcpus.vcpus().iter().zip(&self.at_reset.vcpus) {
             lock(vcpu).reset(state)?;
         }
@@ -155,8 +173,11 @@ impl Machine {
         if !self.devices.press_power_button() {
             return Ok(Some(Outcome::Ended));
         }
-        log::info!("the guest is asked to power off; it has {GRACE_SECONDS} s");
-        let start = self.grace.start(GRACE_SECONDS);
+        log::info!(
+            "the guest is asked to power off; it has {} s",
+            GRACE.as_secs()
+        );
+        let start = self.grace.start(GRACE);
         start.map_err(|source| MachineError::Host {
             what: "start a timer",
             source,

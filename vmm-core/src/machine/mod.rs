@@ -8,6 +8,7 @@ mod crash;
 mod error;
 mod events;
 mod lifecycle;
+mod panic_probe;
 mod wiring;
 
 use std::path::PathBuf;
@@ -26,7 +27,8 @@ use crate::vcpu::VcpuThreads;
 pub use crash::CrashReport;
 pub use error::MachineError;
 
-use events::{EventQueue, GraceTimer};
+use events::{Countdown, EventQueue};
+use panic_probe::PanicProbe;
 use wiring::Devices;
 
 /// What a run does beyond what the machine is.
@@ -66,7 +68,8 @@ pub struct Machine {
     devices: Devices,
     events: EventLoop,
     queue: Arc<EventQueue>,
-    grace: GraceTimer,
+    grace: Countdown,
+    panic: PanicProbe,
     ram: Arc<GuestRam>,
     boot: Arc<BootSource>,
     acpi: AcpiTables,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use devices::block::{RawFile, RawOptions};
 use devices::bus::BusDevice;
 use devices::console::{
-    CharBackend, CharError, EscapeFilter, FileBackend, NullBackend, PtyBackend, SocketBackend,
-    StdioBackend,
+    CharBackend, CharError, EscapeFilter, FileBackend, NullBackend, PanicWatch, PanicWitness,
+    PtyBackend, SocketBackend, StdioBackend,
 };
 use devices::dma::GuestRam;
 use devices::irq::{Doorbell, MsiSink};
@@ -41,8 +41,12 @@ pub struct Backends {
 
 impl Backends {
     /// Opens everything that `config` names. What must exist is opened first, what is created comes last, so that
-    /// a mistake leaves nothing behind.
-    pub fn open(config: &MachineConfig, queue: &Arc<EventQueue>) -> Result<Self, MachineError> {
+    /// a mistake leaves nothing behind. `witness` hears of the output to serial ports and console.
+    pub fn open(
+        config: &MachineConfig,
+        queue: &Arc<EventQueue>,
+        witness: &Arc<dyn PanicWitness>,
+    ) -> Result<Self, MachineError> {
         let disks = config
             .disks
             .iter()
@@ -54,8 +58,11 @@ impl Backends {
             .map(open_tap)
             .collect::<Result<_, MachineError>>()?;
         let mut ptys = Vec::new();
-        let mut open =
-            |name: String, target: &CharTarget| open_char(name, target, queue, &mut ptys);
+        let mut open = |name: String, target: &CharTarget| {
+            let backend = open_char(name, target, queue, &mut ptys)?;
+            let watch = PanicWatch::new(backend, Arc::clone(witness));
+            Ok::<Box<dyn CharBackend>, CharError>(Box::new(watch))
+        };
         let console = config
             .console
             .as_ref()

@@ -5,9 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use devices::sync::{lock, wait};
+use devices::sync::{lock, wait, wait_while_for};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::signal::Killable;
 
@@ -89,6 +89,13 @@ impl VcpuGate {
             state = wait(&self.changed, state);
         }
     }
+
+    /// False when not all have parked in time.
+    fn wait_parked_for(&self, count: usize, limit: Duration) -> bool {
+        let state = lock(&self.state);
+        let state = wait_while_for(&self.changed, state, limit, |state| state.parked < count);
+        state.parked >= count
+    }
 }
 
 /// Why a vCPU thread stopped running its guest.
@@ -165,6 +172,15 @@ impl VcpuThreads {
         self.gate.close();
         self.kick();
         self.gate.wait_parked(self.threads.len());
+    }
+
+    /// Stops the guest if that is soon done: a vCPU whose exit takes long, writing to a terminal that is stopped, is
+    /// not waited for longer than `limit`. True when all vCPUs are parked; the gate is closed either way.
+    #[must_use]
+    pub fn pause_within(&self, limit: Duration) -> bool {
+        self.gate.close();
+        self.kick();
+        self.gate.wait_parked_for(self.threads.len(), limit)
     }
 
     /// The vCPUs, in order. They are free only while parked; otherwise the lock waits for the next exit.
