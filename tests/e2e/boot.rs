@@ -68,7 +68,9 @@ fn twice_from_cache(ctx: &Ctx) -> Result<()> {
     for _ in 0..2 {
         let mut vm = Vm::new(ctx).job("echo GUEST-UP").spawn()?;
         vm.wait_for("GUEST-UP", BOOT)?;
-        vm.wait_success(BOOT)?;
+        let exit = vm.wait_success(BOOT)?;
+        let messages = exit.messages();
+        ensure!(messages.is_empty(), "it complains: {messages:#?}");
     }
     Ok(())
 }

@@ -26,10 +26,15 @@ pub fn main(tests: &[E2eTest], name: &str) -> ExitCode {
 fn run(test: &E2eTest) -> Result<()> {
     if test.own_network {
         sys::enter_own_network().context("cannot make a network namespace")?;
-        let status = Command::new("ip")
-            .args(["link", "set", "lo", "up"])
-            .status();
-        ensure!(status.context("ip")?.success(), "ip link set lo up failed");
+        // A /sys shows the interfaces of the namespace that it was mounted in.
+        for command in [
+            "ip link set lo up",
+            "mount --make-rprivate /",
+            "mount -t sysfs sys /sys",
+        ] {
+            let status = Command::new("sh").args(["-c", command]).status()?;
+            ensure!(status.success(), "{command} failed");
+        }
     }
     let folder = tempfile::Builder::new().prefix("tripath-e2e.").tempdir()?;
     let testbed = match std::env::var_os("TRIPATH_TESTBED") {

@@ -21,8 +21,8 @@ pub fn die_with_parent(command: &mut Command, signal: Signal) {
     }
 }
 
-/// Puts this process, which must have one thread, into a network namespace of its own, with `lo` up. Without root it
-/// is root there, and in a user namespace.
+/// Puts this process, which must have one thread, into a network and a mount namespace of its own. Without root it is
+/// root there, and in a user namespace.
 pub fn enter_own_network() -> io::Result<()> {
     let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
     let user = if uid.is_root() {
@@ -31,7 +31,7 @@ pub fn enter_own_network() -> io::Result<()> {
         UnshareFlags::NEWUSER
     };
     // SAFETY: no file descriptor table is unshared, which is what the function is unsafe for.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET | user)? };
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS | user)? };
     if !uid.is_root() {
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("0 {} 1", uid.as_raw()))?;
