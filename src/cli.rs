@@ -121,6 +121,9 @@ pub struct RunArgs {
     /// virtio console, /dev/hvc0 in the guest [default: none]
     #[arg(long, value_name = "stdio|null|pty|file=PATH|socket=PATH")]
     pub console: Option<CharTarget>,
+    /// virtio entropy device [default: on if there is another virtio device]
+    #[arg(long, value_name = "on|off", value_parser = on_off())]
+    pub rng: Option<bool>,
     /// What a reset by the guest does [default: restart]
     #[arg(long, value_name = "restart|exit", hide_possible_values = true, value_parser = on_reboot())]
     pub on_reboot: Option<OnReboot>,
@@ -153,6 +156,7 @@ impl RunArgs {
             on_panic: self.on_panic,
             serial: given(self.serial),
             console: self.console,
+            rng: self.rng,
             cpus: self.cpus,
             memory: self.memory,
             disk: given(self.disk),
@@ -164,6 +168,10 @@ impl RunArgs {
 /// An option that may be repeated says nothing when it is not there.
 fn given<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
+}
+
+fn on_off() -> impl TypedValueParser<Value = bool> {
+    PossibleValuesParser::new(["on", "off"]).map(|word| word == "on")
 }
 
 fn on_reboot() -> impl TypedValueParser<Value = OnReboot> {
@@ -288,6 +296,7 @@ mod tests {
             "--serial=null",
             "--serial=file=f,g",
             "--console=pty",
+            "--rng=off",
             "--on-reboot=exit",
             "--on-panic=hang",
             "--no-kernel-cache",
@@ -302,6 +311,7 @@ mod tests {
             on-panic = "hang"
             serial = ["null", "file=f,g"]
             console = "pty"
+            rng = false
             cpus = { count = 2, affinity = ["0@1"] }
             memory = { size = "1G", memfd = true }
             disk = [{ path = "a" }, { path = "b", readonly = true }]

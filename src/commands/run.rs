@@ -144,6 +144,7 @@ mod tests {
             "--serial=stdio",
             "--serial=socket=/s,1",
             "--console=pty",
+            "--rng=off",
             "--on-reboot=exit",
             "--on-panic=hang",
             "--no-kernel-cache",

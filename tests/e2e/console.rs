@@ -190,6 +190,8 @@ fn virtio_bulk(ctx: &Ctx) -> Result<()> {
 fn virtio_rng(ctx: &Ctx) -> Result<()> {
     let mut vm = Vm::new(ctx)
         .module("virtio-rng")
+        .arg("--rng")
+        .arg("on")
         .job(
             "echo SOURCE $(cat /sys/class/misc/hw_random/rng_current)
              for i in 1 2; do echo BYTES $(head -c 32 /dev/hwrng | xxd -p -c 64); done",

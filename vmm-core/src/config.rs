@@ -44,6 +44,8 @@ pub struct MachineConfig {
     pub serials: Vec<CharTarget>,
     /// The virtio console; none when absent.
     pub console: Option<CharTarget>,
+    /// A virtio entropy device.
+    pub rng: bool,
     /// What a reset by the guest does.
     pub on_reboot: OnReboot,
     /// What a panic of the guest does.

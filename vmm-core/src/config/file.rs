@@ -30,6 +30,9 @@ pub struct MachineFile {
     pub serial: Option<Vec<CharTarget>>,
     /// The virtio console.
     pub console: Option<CharTarget>,
+    /// A virtio entropy device. When nothing is said there is one if there is another virtio device: a guest that has
+    /// none is not made to look for one.
+    pub rng: Option<bool>,
     /// Virtual CPUs.
     pub cpus: Option<CpuConfig>,
     /// Guest RAM.
@@ -58,6 +61,7 @@ impl MachineFile {
             on_panic: winner.on_panic.or(self.on_panic),
             serial: winner.serial.or(self.serial),
             console: winner.console.or(self.console),
+            rng: winner.rng.or(self.rng),
             cpus: winner.cpus.or(self.cpus),
             memory: winner.memory.or(self.memory),
             disk: winner.disk.or(self.disk),
@@ -102,6 +106,9 @@ impl MachineFile {
             Some(_) if !com1_is_heard => "console=hvc0",
             _ => "console=ttyS0",
         };
+        let disks = self.disk.unwrap_or_default();
+        let nets = self.net.unwrap_or_default();
+        let other_virtio = !disks.is_empty() || !nets.is_empty() || self.console.is_some();
         Ok(MachineConfig {
             boot: BootConfig {
                 kernel,
@@ -111,10 +118,11 @@ impl MachineFile {
             },
             cpus: self.cpus.unwrap_or_default(),
             memory: self.memory.unwrap_or_default(),
-            disks: self.disk.unwrap_or_default(),
-            nets: self.net.unwrap_or_default(),
+            disks,
+            nets,
             serials,
             console: self.console,
+            rng: self.rng.unwrap_or(other_virtio),
             on_reboot: self.on_reboot.unwrap_or_default(),
             on_panic: self.on_panic.unwrap_or_default(),
         })
@@ -146,6 +154,7 @@ impl From<MachineConfig> for MachineFile {
             nets,
             serials,
             console,
+            rng,
             on_reboot,
             on_panic,
         } = config;
@@ -158,6 +167,7 @@ impl From<MachineConfig> for MachineFile {
             on_panic: Some(on_panic),
             serial: Some(serials),
             console,
+            rng: Some(rng),
             cpus: Some(cpus),
             memory: Some(memory),
             disk: (!disks.is_empty()).then_some(disks),
@@ -180,6 +190,7 @@ mod tests {
         on-panic = "hang"
         serial = ["stdio", "file=com2.log", "pty", "socket=/run/com4"]
         console = "socket=hvc"
+        rng = false
         cpus = { count = 2, affinity = ["0@2-3", "1@4+6"] }
         memory = { size = "1G", memfd = true, thp = false }
 
@@ -253,6 +264,7 @@ mod tests {
                 CharTarget::Socket("/run/com4".into()),
             ],
             console: Some(CharTarget::Socket("hvc".into())),
+            rng: false,
             on_reboot: OnReboot::Exit,
             on_panic: OnPanic::Hang,
         }
@@ -391,6 +403,7 @@ mod tests {
         assert!(config.memory.thp && !config.memory.memfd && config.boot.kernel_cache);
         assert_eq!(config.serials, [CharTarget::Stdio]);
         assert_eq!(config.console, None);
+        assert!(!config.rng);
         assert_eq!(config.boot.cmdline, "console=ttyS0");
         assert_eq!(
             (config.on_reboot, config.on_panic),
@@ -422,5 +435,23 @@ mod tests {
             NoKernel.to_string(),
             "no kernel is given: give --kernel PATH, or kernel = \"PATH\" in the machine file"
         );
+    }
+
+    #[test]
+    fn an_entropy_device_comes_with_other_virtio_devices() {
+        let rng = |text: &str| {
+            let text = format!("kernel = \"k\"\n{text}");
+            toml::from_str::<MachineConfig>(&text).unwrap().rng
+        };
+        for (text, expected) in [
+            ("", false),
+            ("rng = true", true),
+            ("disk = [{ path = \"d\" }]", true),
+            ("net = [{ tap = \"t\" }]", true),
+            ("console = \"pty\"", true),
+            ("console = \"pty\"\nrng = false", false),
+        ] {
+            assert_eq!(rng(text), expected, "{text}");
+        }
     }
 }

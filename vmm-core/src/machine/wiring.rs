@@ -255,8 +255,10 @@ impl<'a> Wiring<'a> {
                 .map_err(host("create a virtio device"))?;
             self.add_virtio(Box::new(device))?;
         }
-        let device = Rng::new("virtio-rng0".into()).map_err(host("create a virtio device"))?;
-        self.add_virtio(Box::new(device))?;
+        if config.rng {
+            let device = Rng::new("virtio-rng0".into()).map_err(host("create a virtio device"))?;
+            self.add_virtio(Box::new(device))?;
+        }
         self.root.assign_resources()?;
         Ok(Devices {
             vm: self.vm.clone(),
