@@ -36,6 +36,18 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// An error with its causes, as the user reads it. A cause that is in the text already is not told again.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// A mistake of the user's, in one line that says what to change.
 #[derive(Debug)]
 pub struct UserError(String);
@@ -43,7 +55,7 @@ pub struct UserError(String);
 impl UserError {
     /// Makes one of an error, its sources included.
     pub fn new(error: impl Error + Send + Sync + 'static) -> Self {
-        Self::from_text(format!("{:#}", anyhow::Error::new(error)))
+        Self::from_text(told(&anyhow::Error::new(error)))
     }
 
     /// Makes one of a text; its lines are joined.
@@ -102,5 +114,19 @@ mod tests {
             Exit::GuestCrashed,
         ];
         assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 11, 12]);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot write to f: {source}")]
+        struct Repeats {
+            source: std::io::Error,
+        }
+        let denied = || std::io::Error::other("denied");
+        let error = anyhow::Error::new(Repeats { source: denied() });
+        assert_eq!(told(&error), "cannot write to f: denied");
+        let error = anyhow::Error::new(denied()).context("cannot start");
+        assert_eq!(told(&error), "cannot start: denied");
     }
 }

@@ -118,32 +118,33 @@ impl Drop for Draft {
 }
 
 impl Cache {
-    /// The user's cache, made if need be; none, with a line in the log, when that fails.
+    /// The user's cache; none, with a line in the log, when there is no place for it.
     pub fn of_user() -> Option<Self> {
         let Some(base) = dirs::cache_dir() else {
             log::info!("no kernel cache: there is no cache directory, as HOME is not set");
             return None;
         };
-        let dir = base.join("tripath").join("kernels");
-        Self::at(dir.clone())
-            .inspect_err(|error| log::info!("no kernel cache: {}: {error}", dir.display()))
-            .ok()
+        Some(Self::at(base.join("tripath").join("kernels")))
     }
 
-    /// The cache in `dir`, made if need be.
-    pub fn at(dir: PathBuf) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let meta = fs::metadata(&dir)?;
+    /// The cache in `dir`, which is made when the first entry is.
+    pub fn at(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            now: SystemTime::now,
+        }
+    }
+
+    /// Checks that `dir` is there and in nobody else's hands.
+    fn check_dir(&self) -> io::Result<()> {
+        let meta = fs::metadata(&self.dir)?;
         if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 "others may write to it",
             ));
         }
-        Ok(Self {
-            dir,
-            now: SystemTime::now,
-        })
+        Ok(())
     }
 
     /// The entry made from `kernel`, if there is one. Its content may not be verified yet.
@@ -155,6 +156,7 @@ impl Cache {
     }
 
     fn try_find(&self, kernel: &File) -> io::Result<Option<Entry>> {
+        self.check_dir()?;
         let ident = Ident::of(kernel)?;
         if let Some(entry) = self.recall(&ident) {
             return Ok(Some(entry));
@@ -190,6 +192,11 @@ impl Cache {
     /// Starts a new entry.
     pub fn draft(&self) -> io::Result<Draft> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
+        self.check_dir()?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = self
             .dir

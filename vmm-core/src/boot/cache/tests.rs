@@ -21,7 +21,7 @@ fn later() -> SystemTime {
 impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut cache = Cache::at(dir.path().join("kernels")).unwrap();
+        let mut cache = Cache::at(dir.path().join("kernels"));
         cache.now = later;
         let path = dir.path().join("bzImage");
         fs::write(&path, "the packed kernel").unwrap();
@@ -267,6 +267,14 @@ fn a_directory_that_others_may_write_is_not_used() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let error = Cache::at(dir.path().to_path_buf()).unwrap_err();
-    assert_eq!(error.to_string(), "others may write to it");
+    let cache = Cache::at(dir.path().to_path_buf());
+    assert_eq!(
+        cache.draft().unwrap_err().to_string(),
+        "others may write to it"
+    );
+    let kernel = File::open("/proc/self/exe").unwrap();
+    assert_eq!(
+        cache.try_find(&kernel).unwrap_err().to_string(),
+        "others may write to it"
+    );
 }
