@@ -57,7 +57,8 @@ impl Fixture {
 
     fn cached_files(&self) -> Vec<PathBuf> {
         fs::read_dir(self.cache_dir())
-            .unwrap()
+            .into_iter()
+            .flatten()
             .map(|item| item.unwrap().path())
             .collect()
     }

@@ -209,6 +209,7 @@ fn records_that_do_not_fit_are_ignored() {
 #[test]
 fn the_last_used_entries_are_kept() {
     let fixture = Fixture::new();
+    fs::create_dir(&fixture.cache.dir).unwrap();
     let touch = |name: &str, age_secs: u64| {
         let file = File::create(fixture.cache.dir.join(name)).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_secs(age_secs))
