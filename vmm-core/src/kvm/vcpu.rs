@@ -17,7 +17,9 @@ use crate::vcpu::Exit;
 /// Added to `SIGRTMIN`: the signal that takes a vCPU thread out of the guest.
 const KICK_SIGNAL_OFFSET: i32 = 0;
 
-/// `IA32_TIME_STAMP_COUNTER`: not put back on a reset, since the vCPUs' counters would come apart.
+/// `IA32_TIME_STAMP_COUNTER`: 0 after a reset (SDM volume 3A, table 11-1). KVM takes the zeros of all vCPUs as one
+/// event and keeps their counters together. It must be written: on AMD, KVM clears the offset that the processor adds
+/// to the counter at a triple fault but remembers the old one, and the guest's timers would fire late by as much.
 const MSR_IA32_TSC: u32 = 0x10;
 
 thread_local! {
@@ -279,9 +281,8 @@ impl KvmVcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn reset_state(&self, msr_indices: &[u32]) -> Result<ResetState, KvmError> {
-        let indices = msr_indices.iter().filter(|index| **index != MSR_IA32_TSC);
         let mut msrs = Vec::new();
-        for &index in indices {
+        for &index in msr_indices {
             // One by one: the kernel stops at the first it refuses, and lists some that this CPU lacks.
             let mut one = msr_list(&[kvm_msr_entry {
                 index,
@@ -291,6 +292,9 @@ impl KvmVcpu {
             if self.fd.get_msrs(&mut one).is_ok_and(|n| n == 1) {
                 msrs.extend_from_slice(one.as_slice());
             }
+        }
+        for tsc in msrs.iter_mut().filter(|msr| msr.index == MSR_IA32_TSC) {
+            tsc.data = 0;
         }
         Ok(ResetState {
             sregs: self.sregs()?,
