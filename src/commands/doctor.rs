@@ -85,7 +85,7 @@ pub fn run() -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// What to tell a user whose guest crashed, if the host's KVM is one that no stock kernel runs on.
+/// What to tell a user before a guest starts and when it crashed, if the host's KVM is one that no stock kernel runs on.
 pub fn software_kvm() -> Option<String> {
     let finding = checks::virtualisation(&Host::this());
     (finding.mark == Mark::Fail).then(|| format!("{}: {}", finding.found, finding.advice))

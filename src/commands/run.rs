@@ -41,6 +41,10 @@ fn launch(config: &MachineConfig, stats: bool) -> anyhow::Result<Finished> {
     for (port, path) in machine.ptys() {
         eprintln!("tripath: {port} is {}", path.display());
     }
+    if let Some(note) = doctor::software_kvm() {
+        // Such a guest may fail after minutes, or never get anywhere.
+        eprintln!("tripath: warning: {note}");
+    }
     let _restore = terminal::RestoreOnDrop;
     if uses_stdio(config) {
         terminal::make_raw()?;

@@ -193,10 +193,13 @@ fn region(
     if mapped == libc::MAP_FAILED {
         return Err(refused(io::Error::last_os_error()));
     }
-    if thp {
-        // SAFETY: advice on our own mapping. A kernel without huge pages says no; then there are none.
-        unsafe { libc::madvise(mapped, len_bytes, libc::MADV_HUGEPAGE) };
-    }
+    let advice = if thp {
+        libc::MADV_HUGEPAGE
+    } else {
+        libc::MADV_NOHUGEPAGE
+    };
+    // SAFETY: advice on our own mapping. A kernel without huge pages says no; then there are none.
+    unsafe { libc::madvise(mapped, len_bytes, advice) };
     let mut builder = MmapRegionBuilder::new(len_bytes)
         .with_mmap_prot(prot)
         .with_mmap_flags(flags);
