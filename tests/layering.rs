@@ -128,6 +128,11 @@ fn only_the_kvm_module_names_kvm_ioctls() {
 #[test]
 fn devices_start_no_threads() {
     let words = ["thread::spawn", "thread::Builder", "thread::scope"];
-    let breaches = mentions("devices/src", &words, |_| false);
+    // Tests may: a device is to stand several threads.
+    let is_test = |file: &Path| {
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+        stem == "tests" || stem.ends_with("_tests")
+    };
+    let breaches = mentions("devices/src", &words, is_test);
     assert!(breaches.is_empty(), "{breaches:#?}");
 }
