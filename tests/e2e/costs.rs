@@ -6,8 +6,9 @@ use crate::harness::measure::{kvm_exits, memory, note};
 use crate::harness::vm::{BOOT, Vm};
 use crate::harness::{Ctx, E2eTest, test};
 
-/// KVM's exits until init's first line, for Firecracker with the same kernel and machine.
-const MOST_EXITS: u64 = 2640;
+/// KVM's exits until init's first line, ticks left out. Firecracker has 2,640 in all, with the same kernel and machine,
+/// of which at least 500 are for its ticks.
+const MOST_EXITS: u64 = 2100;
 const MOST_OWN_MEMORY_KIB: u64 = 5 * 1024;
 
 /// Prints a line and then does nothing: what is counted at that line stays true a moment longer.
@@ -19,9 +20,6 @@ pub fn tests() -> Vec<E2eTest> {
         test("costs::boot_without_cache", |ctx| boot(ctx, false)).alone(),
     ]
 }
-
-/// Boots that are counted: what else the machine does costs timer interrupts, so the fewest exits are the guest's own.
-const BOOTS: usize = 3;
 
 /// 6.1 cloud's bzImage, one CPU, 256 MiB, `console=ttyS0 quiet`, an init that prints a line.
 fn boot(ctx: &Ctx, cached: bool) -> Result<()> {
@@ -37,36 +35,36 @@ fn boot(ctx: &Ctx, cached: bool) -> Result<()> {
         // A run that ends by itself leaves the unpacked kernel in the cache.
         machine().spawn()?.wait_exit(BOOT)?;
     }
-    let mut fewest = u64::MAX;
-    for _ in 0..BOOTS {
-        let begun = std::time::Instant::now();
-        let mut vm = machine().init(INIT).spawn()?;
-        let up = vm.wait_for("GUEST-UP", BOOT)?;
-        let exits = kvm_exits(vm.id())?;
-        let memory = memory(vm.id())?;
-        note(&format!(
-            "boot of 6.1 cloud, {}: {} exits, of which {} port I/O and {} MMIO; {:.2} s; {} KiB beyond the guest's {} KiB",
-            if cached {
-                "from the cache"
-            } else {
-                "without cache"
-            },
-            exits.all,
-            exits.port_io,
-            exits.mmio,
-            up.at.duration_since(begun).as_secs_f64(),
-            memory.own_kib,
-            memory.guest_kib,
-        ));
-        ensure!(
-            memory.own_kib <= MOST_OWN_MEMORY_KIB,
-            "{} KiB of memory beyond the guest's own; {MOST_OWN_MEMORY_KIB} are the most",
-            memory.own_kib
-        );
-        fewest = fewest.min(exits.all);
-        if fewest < MOST_EXITS {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("{fewest} exits until user space; fewer than {MOST_EXITS} are wanted")
+    let begun = std::time::Instant::now();
+    let mut vm = machine().init(INIT).spawn()?;
+    let up = vm.wait_for("GUEST-UP", BOOT)?;
+    let exits = kvm_exits(vm.id())?;
+    let memory = memory(vm.id())?;
+    note(&format!(
+        "boot of 6.1 cloud, {}: {} exits, {} besides ticks, of which {} port I/O and {} MMIO; {:.2} s; {} KiB beyond \
+         the guest's {} KiB",
+        if cached {
+            "from the cache"
+        } else {
+            "without cache"
+        },
+        exits.all,
+        exits.besides_ticks(),
+        exits.port_io,
+        exits.mmio,
+        up.at.duration_since(begun).as_secs_f64(),
+        memory.own_kib,
+        memory.guest_kib,
+    ));
+    ensure!(
+        exits.besides_ticks() < MOST_EXITS,
+        "{} exits besides ticks until user space; fewer than {MOST_EXITS} are wanted",
+        exits.besides_ticks()
+    );
+    ensure!(
+        memory.own_kib <= MOST_OWN_MEMORY_KIB,
+        "{} KiB of memory beyond the guest's own; {MOST_OWN_MEMORY_KIB} are the most",
+        memory.own_kib
+    );
+    Ok(())
 }

@@ -17,6 +17,20 @@ pub struct KvmExits {
     pub port_io: u64,
     /// Exits for memory-mapped I/O.
     pub mmio: u64,
+    /// Exits for interrupts of the host.
+    pub host_interrupts: u64,
+    /// Interrupts given to the guest, not exits themselves.
+    pub injected: u64,
+}
+
+impl KvmExits {
+    /// Exits that do not grow with the time that passes: on a busy machine the guest has more ticks. Each costs an
+    /// exit for the host's timer interrupt and one in which the guest sets its timer anew.
+    pub fn besides_ticks(self) -> u64 {
+        self.all
+            .saturating_sub(self.host_interrupts)
+            .saturating_sub(self.injected)
+    }
 }
 
 /// Reads the counters of the VM that process `pid` runs.
@@ -39,6 +53,8 @@ pub fn kvm_exits(pid: u32) -> Result<KvmExits> {
         all: counter("exits")?,
         port_io: counter("io_exits")?,
         mmio: counter("mmio_exits")?,
+        host_interrupts: counter("irq_exits")?,
+        injected: counter("irq_injections")?,
     })
 }
 
