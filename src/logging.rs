@@ -1,11 +1,16 @@
 //! Log lines on standard error.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::Instant;
 
 use log::LevelFilter;
 
 use crate::terminal;
+
+/// Tells the user a line. A standard error that is gone changes nothing: the exit code still tells.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "tripath: {line}");
+}
 
 /// Starts logging: warnings, with `verbosity` 1 information, with 2 debug messages, with 3 everything. `RUST_LOG`
 /// says it by module and wins.

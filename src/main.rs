@@ -36,7 +36,7 @@ fn run() -> Exit {
         Command::Doctor => commands::doctor::run(),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("tripath: {}", exit_code::told(&error));
+        logging::tell(&exit_code::told(&error));
         Exit::of_error(&error)
     })
 }

@@ -8,7 +8,7 @@ use vmm_core::machine::{Finished, Machine, Options, Outcome};
 use super::doctor;
 use crate::cli::RunArgs;
 use crate::exit_code::{Exit, UserError};
-use crate::{machine_file, stats_table, terminal};
+use crate::{logging, machine_file, stats_table, terminal};
 
 /// Runs the command.
 ///
@@ -23,10 +23,15 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<Exit> {
     }
     let finished = launch(&config, stats)?;
     if let Some(report) = &finished.report {
-        eprint!("{}", stats_table::render(report));
+        // Where standard error is gone, the exit code still tells.
+        let _ = io::stderr().write_all(stats_table::render(report).as_bytes());
     }
     for line in told(&finished.outcome, doctor::software_kvm()) {
-        eprintln!("tripath: {line}");
+        logging::tell(&line);
+    }
+    if let Some(thread) = finished.cache_filler {
+        // It only saves time of later runs: how it ended is in the log.
+        let _ = thread.join();
     }
     Ok(exit_of(&finished.outcome))
 }
@@ -39,11 +44,11 @@ fn launch(config: &MachineConfig, stats: bool) -> anyhow::Result<Finished> {
             false => anyhow::Error::new(error),
         })?;
     for (port, path) in machine.ptys() {
-        eprintln!("tripath: {port} is {}", path.display());
+        logging::tell(&format!("{port} is {}", path.display()));
     }
     if let Some(note) = doctor::software_kvm() {
         // Such a guest may fail after minutes, or never get anywhere.
-        eprintln!("tripath: warning: {note}");
+        logging::tell(&format!("warning: {note}"));
     }
     let _restore = terminal::RestoreOnDrop;
     if uses_stdio(config) {

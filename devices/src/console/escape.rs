@@ -72,14 +72,16 @@ impl CharBackend for EscapeFilter {
     }
 
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-        let len = self.inner.read(data)?;
-        if len == 0 {
-            return Ok(0);
-        }
-        match self.filter(&mut data[..len]) {
-            // All of it was for us, which is not the end of the input.
-            0 => Err(io::ErrorKind::WouldBlock.into()),
-            kept => Ok(kept),
+        loop {
+            let len = self.inner.read(data)?;
+            if len == 0 {
+                return Ok(0);
+            }
+            let kept = self.filter(&mut data[..len]);
+            // When all of it was for us there may be more, which nobody would announce again.
+            if kept > 0 {
+                return Ok(kept);
+            }
         }
     }
 

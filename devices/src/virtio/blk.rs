@@ -40,6 +40,8 @@ const CLEAR_RANGE_BYTES: usize = 16;
 const CLEAR_UNMAP: u32 = 1;
 /// How often a turn looks for new requests before the other devices have theirs.
 const MAX_ROUNDS: u32 = 16;
+/// Data moved or cleared in one turn before the other devices have theirs; the last request may exceed it.
+const MAX_TURN_BYTES: u64 = 64 << 20;
 
 /// A virtio disk with one queue.
 ///
@@ -99,6 +101,20 @@ struct Work {
 }
 
 impl Work {
+    /// What it moves or clears.
+    fn bytes(&self) -> u64 {
+        let moved: u64 = self.data.iter().map(|(_, len)| u64::from(*len)).sum();
+        let cleared = std::iter::once(&self.first)
+            .chain(&self.more)
+            .map(|(op, _)| match op {
+                BlockOp::Discard { len_bytes } | BlockOp::WriteZeroes { len_bytes, .. } => {
+                    *len_bytes
+                }
+                BlockOp::Read | BlockOp::Write | BlockOp::Flush => 0,
+            });
+        cleared.fold(moved, u64::saturating_add)
+    }
+
     fn without_data(first: Part, more: Vec<Part>) -> Self {
         Self {
             first,
@@ -170,12 +186,14 @@ impl Blk {
     }
 
     fn rounds(&mut self, active: &mut Active) -> Result<(), DeviceFailed> {
+        let mut bytes = 0u64;
         for _ in 0..MAX_ROUNDS {
             active.queue.disable_notification()?;
-            while !active.free.is_empty()
+            while bytes < MAX_TURN_BYTES
+                && !active.free.is_empty()
                 && let Some(chain) = active.queue.pop()?
             {
-                self.start(active, chain)?;
+                bytes = bytes.saturating_add(self.start(active, chain)?);
             }
             self.complete(active)?;
             if std::mem::take(&mut active.used) {
@@ -185,6 +203,9 @@ impl Blk {
                 // The next completion brings us back.
                 return Ok(());
             }
+            if bytes >= MAX_TURN_BYTES {
+                break;
+            }
             if !active.queue.enable_notification()? {
                 return Ok(());
             }
@@ -193,12 +214,12 @@ impl Blk {
         Ok(())
     }
 
-    /// Hands one chain's request to the backend, or answers it.
-    fn start(&mut self, active: &mut Active, chain: Chain) -> Result<(), DeviceFailed> {
+    /// Hands one chain's request to the backend, or answers it; says how many bytes it moves or clears.
+    fn start(&mut self, active: &mut Active, chain: Chain) -> Result<u64, DeviceFailed> {
         let head = chain.head_index();
         let Some(parts) = self.buffers.split(chain, &active.dma) else {
             active.used = true;
-            return active.queue.add_used(head, 0);
+            return active.queue.add_used(head, 0).map(|()| 0);
         };
         let action = match parts.header {
             Some(header) => self.decide(&active.dma, header),
@@ -216,13 +237,14 @@ impl Blk {
             Action::Answer { status, data_bytes } => {
                 pending.status = status;
                 pending.used_len += data_bytes;
-                active.finish(&pending)
+                active.finish(&pending).map(|()| 0)
             }
             Action::Submit(work) => {
+                let bytes = work.bytes();
                 pending.used_len = pending.used_len.saturating_add(work.read_bytes);
                 pending.then_flush = active.writethrough
                     && matches!(work.first.0, BlockOp::Write | BlockOp::WriteZeroes { .. });
-                self.submit(active, pending, work)
+                self.submit(active, pending, work).map(|()| bytes)
             }
         }
     }

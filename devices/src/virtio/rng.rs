@@ -20,6 +20,8 @@ const MAX_CHAIN_BYTES: usize = 64 << 10;
 const MAX_CHAIN_BUFFERS: usize = 64;
 /// What one turn hands out before the other devices have theirs.
 const MAX_TURN_BYTES: usize = 256 << 10;
+/// A driver whose rings overlap can make each look at the queue find something new and nothing to take.
+const MAX_ROUNDS: u32 = 16;
 /// Chains served in one turn, empty ones included.
 const MAX_TURN_CHAINS: usize = 4 * QUEUE_SIZE as usize;
 
@@ -48,7 +50,8 @@ impl Rng {
             return Ok(());
         };
         let (mut turn_bytes, mut turn_chains) = (0, 0);
-        loop {
+        let mut more = true;
+        for _ in 0..MAX_ROUNDS {
             queue.disable_notification()?;
             while turn_bytes < MAX_TURN_BYTES
                 && turn_chains < MAX_TURN_CHAINS
@@ -61,13 +64,13 @@ impl Rng {
                 let len = u32::try_from(bytes).unwrap_or(0);
                 queue.add_used(head, len)?;
             }
-            if !queue.enable_notification()? {
+            more = queue.enable_notification()?;
+            if !more || turn_bytes >= MAX_TURN_BYTES || turn_chains >= MAX_TURN_CHAINS {
                 break;
             }
-            if turn_bytes >= MAX_TURN_BYTES || turn_chains >= MAX_TURN_CHAINS {
-                self.rerun.ask();
-                break;
-            }
+        }
+        if more {
+            self.rerun.ask();
         }
         if turn_chains > 0 {
             queue.notify()?;

@@ -22,6 +22,8 @@ const KICK_SIGNAL_OFFSET: i32 = 0;
 /// to the counter at a triple fault but remembers the old one, and the guest's timers would fire late by as much.
 const MSR_IA32_TSC: u32 = 0x10;
 
+const MSR_IA32_FEATURE_CONTROL: u32 = 0x3a;
+
 thread_local! {
     /// The `kvm_run` of the vCPU that this thread runs, for the signal handler.
     static CURRENT_RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
@@ -150,6 +152,16 @@ impl KvmVcpu {
                 description: format!("{other:?}"),
             },
         })
+    }
+
+    /// Finishes the access of the last exit, which may be an exit again; [`Exit::Interrupted`] when all is done. No
+    /// further instruction runs. vCPU thread only.
+    ///
+    /// # Errors
+    /// As [`KvmVcpu::run`].
+    pub fn finish_access(&mut self) -> Result<Exit<'_>, KvmError> {
+        self.fd.set_kvm_immediate_exit(1);
+        self.run()
     }
 
     /// The CPUID that the guest sees.
@@ -323,6 +335,16 @@ impl KvmVcpu {
             debug,
             msrs,
         } = state;
+        // Writing its 0 leaves VMX operation; while in it, KVM refuses CR0 and CR4 as they are at reset.
+        if let Some(msr) = msrs
+            .iter()
+            .find(|msr| msr.index == MSR_IA32_FEATURE_CONTROL)
+        {
+            let one = msr_list(&[*msr]).doing("reset MSRs")?;
+            if self.fd.set_msrs(&one).is_err() {
+                log::debug!("VMX operation was not left");
+            }
+        }
         self.set_sregs(sregs)?;
         self.set_fpu(fpu)?;
         if let Some(xcrs) = xcrs {

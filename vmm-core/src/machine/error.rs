@@ -83,6 +83,14 @@ pub enum MachineError {
     /// The event loop.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
+    /// A vCPU thread cannot go on, through no fault of the guest.
+    #[error("vCPU {vcpu}: {what}")]
+    Vcpu {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// What happened.
+        what: String,
+    },
     /// Something else the host refused.
     #[error("{what}: {source}")]
     Host {
@@ -121,6 +129,7 @@ impl MachineError {
             | Self::Virtio(_)
             | Self::Bus(_)
             | Self::EventLoop(_)
+            | Self::Vcpu { .. }
             | Self::Host { .. } => false,
         }
     }

@@ -118,6 +118,14 @@ impl PowerControl for PowerSwitch {
     }
 }
 
+/// The signals that this process was started with as ignored: bit `n - 1` for signal `n`.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
 /// SIGTERM, SIGINT and SIGHUP become [`MachineEvent::Terminate`].
 pub struct Signals {
     pipe: UnixStream,
@@ -132,7 +140,12 @@ impl Signals {
     pub fn new(queue: Arc<EventQueue>) -> io::Result<Self> {
         let (pipe, sender) = UnixStream::pair()?;
         pipe.set_nonblocking(true)?;
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
+        let ignored = ignored_signals();
+        // What our caller wants ignored stays so: `nohup`'s SIGHUP, a background job's SIGINT.
+        for signal in [SIGTERM, SIGINT, SIGHUP]
+            .into_iter()
+            .filter(|signal| ignored & (1 << (signal - 1)) == 0)
+        {
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
         Ok(Self { pipe, queue })

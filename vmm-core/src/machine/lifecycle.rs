@@ -38,14 +38,10 @@ impl Machine {
                 break outcome;
             }
         };
+        // A guest that was quick is not to leave its kernel uncached; one that died is reported at once.
         let orderly = matches!(outcome, Outcome::PoweredOff | Outcome::Reset);
-        let finished = self.finish(outcome);
-        if let Some(thread) = cache_filler
-            && orderly
-        {
-            // A guest that was quick is not to leave its kernel uncached; one that died is reported at once.
-            let _ = thread.join();
-        }
+        let mut finished = self.finish(outcome);
+        finished.cache_filler = cache_filler.filter(|_| orderly);
         Ok(finished)
     }
 
@@ -118,18 +114,15 @@ impl Machine {
             }
             Next::TripleFault => Ok(Some(self.crashed(vcpu, "triple fault".into()))),
             Next::Broken(reason) => Ok(Some(self.crashed(vcpu, reason))),
+            Next::Failed(what) => Err(MachineError::Vcpu { vcpu, what }),
         }
     }
 
     fn crashed(&self, index: u32, reason: String) -> Outcome {
-        self.vcpus.pause();
+        // The vCPU itself has parked or is about to; another one that is stuck in a terminal is not waited for.
         let vcpu = &self.vcpus.vcpus()[index as usize];
-        Outcome::Crashed(Box::new(CrashReport::of(
-            &lock(vcpu),
-            index,
-            &self.ram,
-            reason,
-        )))
+        let report = CrashReport::of(&lock(vcpu), index, &self.ram, reason);
+        Outcome::Crashed(Box::new(report))
     }
 
     /// Whether a reset now ends the run because the kernel panicked before it.
@@ -198,6 +191,7 @@ impl Machine {
         Finished {
             outcome,
             report: stats.then(|| counted.report(&events.usage())),
+            cache_filler: None,
         }
     }
 }

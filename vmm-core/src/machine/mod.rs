@@ -13,6 +13,7 @@ mod wiring;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use devices::dma::GuestRam;
 
@@ -60,6 +61,9 @@ pub struct Finished {
     pub outcome: Outcome,
     /// What it cost; none unless [`Options::stats`] was set.
     pub report: Option<Report>,
+    /// Still at work keeping the unpacked kernel for later runs; to be joined before the process ends, once the
+    /// terminal is the user's again.
+    pub cache_filler: Option<JoinHandle<()>>,
 }
 
 /// A machine that is ready to run: everything the user named is open, nothing of the guest has run.

@@ -110,6 +110,15 @@ impl ExitReason {
 }
 
 impl Exit<'_> {
+    /// Whether it is a guest's access to a device, which KVM has yet to finish.
+    #[must_use]
+    pub fn is_access(&self) -> bool {
+        matches!(
+            self,
+            Self::IoIn { .. } | Self::IoOut { .. } | Self::MmioRead { .. } | Self::MmioWrite { .. }
+        )
+    }
+
     /// Which kind of exit it is.
     #[must_use]
     pub fn reason(&self) -> ExitReason {
@@ -149,8 +158,10 @@ pub enum Next {
     Reset,
     /// A triple fault, or a crash that the guest reported to KVM.
     TripleFault,
-    /// KVM or the processor cannot go on.
+    /// KVM or the processor cannot go on with this guest.
     Broken(String),
+    /// We or the host failed; not the guest's doing.
+    Failed(String),
 }
 
 /// The result of one exit.

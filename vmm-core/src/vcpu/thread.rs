@@ -26,7 +26,12 @@ enum Wanted {
 struct GateState {
     wanted: Wanted,
     parked: usize,
+    ended: usize,
 }
+
+/// How long the end of the run waits for vCPU threads: one may be stuck writing to a terminal or pipe that nobody
+/// reads. Such a thread never enters the guest again.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where vCPU threads wait. They start parked. While all are parked, their vCPUs may be read and set, and no guest
 /// code runs.
@@ -43,6 +48,7 @@ impl Default for VcpuGate {
             state: Mutex::new(GateState {
                 wanted: Wanted::Park,
                 parked: 0,
+                ended: 0,
             }),
             changed: Condvar::new(),
             closed: AtomicBool::new(true),
@@ -81,6 +87,19 @@ impl VcpuGate {
         }
         state.parked -= 1;
         state.wanted == Wanted::Run
+    }
+
+    /// The calling vCPU thread ends.
+    fn end(&self) {
+        lock(&self.state).ended += 1;
+        self.changed.notify_all();
+    }
+
+    fn wait_ended_for(&self, count: usize, limit: Duration) {
+        let state = lock(&self.state);
+        drop(wait_while_for(&self.changed, state, limit, |state| {
+            state.ended < count
+        }));
     }
 
     fn wait_parked(&self, count: usize) {
@@ -202,8 +221,11 @@ impl VcpuThreads {
     fn end_threads(&mut self) -> Vec<ExitStats> {
         self.gate.want(Wanted::Finish);
         self.kick();
+        self.gate.wait_ended_for(self.threads.len(), END_LIMIT);
+        let all_ended = lock(&self.gate.state).ended == self.threads.len();
         self.threads
             .drain(..)
+            .filter(|thread| all_ended || thread.is_finished())
             .filter_map(|thread| thread.join().ok())
             .collect()
     }
@@ -251,7 +273,7 @@ impl Runner {
         while self.gate.park() {
             // A panic of a device must end the run, not leave a machine with a vCPU missing.
             let next = catch_unwind(AssertUnwindSafe(|| self.run_guest()))
-                .unwrap_or_else(|_| Next::Broken("a bug in tripath stopped this vCPU".into()));
+                .unwrap_or_else(|_| Next::Failed("a bug in tripath stopped the vCPU".into()));
             if next != Next::Run {
                 self.gate.close();
                 (self.on_stop)(StopReport {
@@ -261,6 +283,7 @@ impl Runner {
             }
         }
         lock(&self.vcpu).detach_from_thread();
+        self.gate.end();
         self.stats
     }
 
@@ -268,11 +291,19 @@ impl Runner {
     fn run_guest(&mut self) -> Next {
         let vcpu = Arc::clone(&self.vcpu);
         let mut vcpu = lock(&vcpu);
-        while !self.gate.is_closed() {
-            let exit = match vcpu.run() {
+        // KVM finishes an access only when it is entered again, and that must not happen after a reset has set the
+        // registers: with the gate closed it is finished without running a further instruction.
+        let mut unfinished_access = false;
+        while unfinished_access || !self.gate.is_closed() {
+            let exit = match if self.gate.is_closed() {
+                vcpu.finish_access()
+            } else {
+                vcpu.run()
+            } {
                 Ok(exit) => exit,
-                Err(e) => return Next::Broken(e.to_string()),
+                Err(e) => return Next::Failed(e.to_string()),
             };
+            unfinished_access = exit.is_access();
             let next = if self.stats.enabled() {
                 let (reason, start) = (exit.reason(), Instant::now());
                 let handled = handle_exit(exit, &self.buses);
