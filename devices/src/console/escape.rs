@@ -158,6 +158,15 @@ mod tests {
     }
 
     #[test]
+    fn input_behind_an_escape_is_read_at_once() {
+        let mut fixture = Fixture::new();
+        fixture.terminal.write_all(b"\x01xa").unwrap();
+        let mut one = [0; 1];
+        assert_eq!(fixture.filter.read(&mut one).unwrap(), 1);
+        assert_eq!((one, fixture.quits.load(Ordering::SeqCst)), ([b'a'], 1));
+    }
+
+    #[test]
     fn all_other_bytes_pass() {
         let mut f = Fixture::new();
         let keys: Vec<u8> = (0..=u8::MAX).filter(|byte| *byte != ESCAPE).collect();

@@ -170,6 +170,7 @@ impl VirtioDevice for Rng {
 mod tests {
     use std::sync::Arc;
 
+    use virtio_queue::{Queue, QueueT};
     use vm_memory::Bytes;
 
     use super::*;
@@ -223,6 +224,29 @@ mod tests {
             self.ram.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
             bytes
         }
+    }
+
+    #[test]
+    fn rings_that_overlap_do_not_keep_the_device_at_work() {
+        const USED: u32 = 0x4000;
+        let dma = DmaMem::always_on(test_ram(RAM_BYTES));
+        // The available index is the used ring's flags: asking for no notification makes a chain available, and
+        // asking for them takes it back.
+        let mut queue = Queue::new(64).unwrap();
+        queue.set_desc_table_address(Some(0x1000), None);
+        queue.set_avail_ring_address(Some(USED - 2), None);
+        queue.set_used_ring_address(Some(USED), None);
+        queue.set_ready(true);
+        let interrupts: Arc<FakeInterrupts> = Arc::default();
+        let mut rng = Rng::new("virtio-rng0".into()).unwrap();
+        rng.activate(Activation {
+            queues: vec![VirtQueue::new(0, queue, dma.clone(), interrupts)],
+            dma,
+            features: 0,
+        })
+        .unwrap();
+        rng.process_queue(0).unwrap();
+        assert!(rng.rerun.is_asked());
     }
 
     #[test]
