@@ -69,12 +69,8 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 pub const COM_PORTS: [u64; 4] = [0x3f8, 0x2f8, 0x3e8, 0x2e8];
 /// GSIs of COM1 to COM4.
 pub const COM_GSIS: [u32; 4] = [4, 3, 4, 3];
-/// Ports of one UART.
-pub const COM_PORT_COUNT: u64 = 8;
 /// i8042 data port.
 pub const I8042_DATA: u64 = 0x60;
-/// i8042 command port.
-pub const I8042_COMMAND: u64 = 0x64;
 /// i8042 keyboard GSI.
 pub const I8042_GSI: u32 = 1;
 /// CMOS index and data ports.
@@ -95,8 +91,6 @@ pub const SCI_GSI: u32 = 9;
 pub const PCI_CONFIG_ADDRESS: u64 = 0xcf8;
 /// Reset control register, within the PCI configuration ports.
 pub const RESET_CONTROL: u64 = 0xcf9;
-/// PCI configuration data port, 4 bytes.
-pub const PCI_CONFIG_DATA: u64 = 0xcfc;
 
 /// First IOAPIC input of the PCI interrupt lines; there are eight, by device number modulo eight.
 pub const PCI_INTX_GSI: u32 = 16;
