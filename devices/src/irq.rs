@@ -99,4 +99,21 @@ pub trait Doorbell: Send + Sync {
     /// # Errors
     /// What the hypervisor said.
     fn unbind(&self, addr: u64, event: &EventFd) -> io::Result<()>;
+
+    /// From now on a guest's write of the byte `value` to `port` signals `event` and neither exits nor is posted.
+    /// Other writes to the port are as they were.
+    ///
+    /// # Errors
+    /// What the hypervisor said; that it cannot, by default.
+    fn bind_port(&self, _port: u64, _value: u8, _event: &EventFd) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Undoes [`Doorbell::bind_port`].
+    ///
+    /// # Errors
+    /// What the hypervisor said.
+    fn unbind_port(&self, _port: u64, _value: u8, _event: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
 }

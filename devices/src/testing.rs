@@ -1,7 +1,7 @@
 //! Fakes for tests: wires, an MSI sink, doorbells, RAM.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,10 +11,12 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::{AccessError, BusDevice};
-use crate::console::CharBackend;
+use crate::console::poll_set::{EventFlags, PollSet, Watched};
+use crate::console::{CharBackend, Interest};
 use crate::dma::GuestRam;
 use crate::irq::{Doorbell, IrqLine, IrqPin, MsiMessage, MsiSink, MsiVector};
 use crate::legacy::{PowerControl, PowerEvent};
+use crate::posted::{PostedWrites, PostedZone};
 use crate::sync::lock;
 
 /// `len` bytes of guest RAM at address 0.
@@ -182,27 +184,87 @@ impl MsiSink for FakeMsiSink {
 
 /// Remembers which addresses are bound.
 #[derive(Default)]
-pub struct FakeDoorbell(Mutex<Vec<u64>>);
+pub struct FakeDoorbell {
+    addrs: Mutex<Vec<u64>>,
+    ports: Mutex<Vec<(u64, u8)>>,
+}
 
 impl FakeDoorbell {
     /// The addresses bound now, sorted.
     #[must_use]
     pub fn bound(&self) -> Vec<u64> {
-        let mut addrs = lock(&self.0).clone();
+        let mut addrs = lock(&self.addrs).clone();
         addrs.sort_unstable();
         addrs
+    }
+
+    /// The ports bound now with their values, sorted.
+    #[must_use]
+    pub fn ports(&self) -> Vec<(u64, u8)> {
+        let mut ports = lock(&self.ports).clone();
+        ports.sort_unstable();
+        ports
     }
 }
 
 impl Doorbell for FakeDoorbell {
     fn bind(&self, addr: u64, _event: &EventFd) -> io::Result<()> {
-        lock(&self.0).push(addr);
+        lock(&self.addrs).push(addr);
         Ok(())
     }
 
     fn unbind(&self, addr: u64, _event: &EventFd) -> io::Result<()> {
-        lock(&self.0).retain(|bound| *bound != addr);
+        lock(&self.addrs).retain(|bound| *bound != addr);
         Ok(())
+    }
+
+    fn bind_port(&self, port: u64, value: u8, _event: &EventFd) -> io::Result<()> {
+        lock(&self.ports).push((port, value));
+        Ok(())
+    }
+
+    fn unbind_port(&self, port: u64, value: u8, _event: &EventFd) -> io::Result<()> {
+        lock(&self.ports).retain(|bound| *bound != (port, value));
+        Ok(())
+    }
+}
+
+/// Remembers which zones are open; what waits is the test's to say.
+#[derive(Default)]
+pub struct FakePosted {
+    zones: Mutex<Vec<PostedZone>>,
+    on_deliver: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+impl FakePosted {
+    /// The zones open now, in the order of their opening.
+    #[must_use]
+    pub fn zones(&self) -> Vec<PostedZone> {
+        lock(&self.zones).clone()
+    }
+
+    /// Calls `deliver` at each delivery.
+    pub fn on_deliver(&self, deliver: impl Fn() + Send + 'static) {
+        *lock(&self.on_deliver) = Some(Box::new(deliver));
+    }
+}
+
+impl PostedWrites for FakePosted {
+    fn open(&self, zone: PostedZone) -> io::Result<()> {
+        lock(&self.zones).push(zone);
+        Ok(())
+    }
+
+    fn close(&self, zone: PostedZone) -> io::Result<()> {
+        lock(&self.zones).retain(|open| *open != zone);
+        Ok(())
+    }
+
+    fn deliver(&self) -> usize {
+        if let Some(deliver) = &*lock(&self.on_deliver) {
+            deliver();
+        }
+        0
     }
 }
 
@@ -259,9 +321,13 @@ impl BusDevice for FakeDevice {
     }
 }
 
-/// A backend at one end of a line; a test holds the other. Output that the test does not take fills the line's buffer, and is
-/// then an error.
-pub struct FakeLine(UnixStream);
+/// A backend at one end of a line; a test holds the other. Output that the test does not take fills the line's
+/// buffer, and is then refused.
+pub struct FakeLine {
+    stream: UnixStream,
+    poll: PollSet,
+    watched: Watched,
+}
 
 impl FakeLine {
     /// A backend and the far end of its line. Dropping the far end ends the input and breaks the output.
@@ -270,23 +336,37 @@ impl FakeLine {
     /// When the host has no sockets left.
     #[must_use]
     pub fn pair() -> (Self, UnixStream) {
-        let (near, far) = UnixStream::pair().expect("socket pair");
-        near.set_nonblocking(true).expect("non-blocking");
-        (Self(near), far)
+        let (stream, far) = UnixStream::pair().expect("socket pair");
+        stream.set_nonblocking(true).expect("non-blocking");
+        let mut line = Self {
+            stream,
+            poll: PollSet::new().expect("epoll"),
+            watched: Watched::default(),
+        };
+        line.set_interest(Interest::default()).expect("epoll");
+        (line, far)
     }
 }
 
 impl CharBackend for FakeLine {
-    fn write(&mut self, data: &[u8]) -> io::Result<()> {
-        self.0.write_all(data)
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.stream.write(data)
     }
 
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-        self.0.read(data)
+        self.stream.read(data)
     }
 
     fn poll_fd(&self) -> Option<RawFd> {
-        Some(self.0.as_raw_fd())
+        Some(self.poll.fd())
+    }
+
+    fn set_interest(&mut self, interest: Interest) -> io::Result<()> {
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, interest.input);
+        flags.set(EventFlags::OUT, interest.output);
+        let flags = (!flags.is_empty()).then_some(flags);
+        self.poll.watch(&self.stream, &mut self.watched, flags)
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use devices::posted::PostedWrites;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
 
@@ -24,18 +26,21 @@ type Usage = Rc<RefCell<(u64, Duration)>>;
 /// All subscribers of a machine, served on the thread that calls [`EventLoop::run_once`].
 pub struct EventLoop {
     manager: EventManager<Box<dyn MutEventSubscriber>>,
+    posted: Arc<dyn PostedWrites>,
     measure: bool,
     usage: Vec<(String, Usage)>,
 }
 
 impl EventLoop {
-    /// An empty loop. With `measure`, each subscriber's events and time are counted.
+    /// An empty loop. Before each event what waits in `posted` is delivered. With `measure`, each subscriber's
+    /// events and time are counted.
     ///
     /// # Errors
     /// [`EventLoopError`].
-    pub fn new(measure: bool) -> Result<Self, EventLoopError> {
+    pub fn new(posted: Arc<dyn PostedWrites>, measure: bool) -> Result<Self, EventLoopError> {
         Ok(Self {
             manager: EventManager::new()?,
+            posted,
             measure,
             usage: Vec::new(),
         })
@@ -43,14 +48,16 @@ impl EventLoop {
 
     /// Adds a subscriber under the name of its device.
     pub fn add(&mut self, name: &str, subscriber: Box<dyn MutEventSubscriber>) {
-        if self.measure {
+        let usage = self.measure.then(|| {
             let usage = Usage::default();
             self.usage.push((name.to_string(), Rc::clone(&usage)));
-            self.manager
-                .add_subscriber(Box::new(Measured { subscriber, usage }));
-        } else {
-            self.manager.add_subscriber(subscriber);
-        }
+            usage
+        });
+        self.manager.add_subscriber(Box::new(Served {
+            subscriber,
+            posted: Arc::clone(&self.posted),
+            usage,
+        }));
     }
 
     /// Waits for events and serves them.
@@ -60,6 +67,15 @@ impl EventLoop {
     pub fn run_once(&mut self) -> Result<(), EventLoopError> {
         self.manager.run()?;
         Ok(())
+    }
+
+    /// Waits for events for some time, which is cut to milliseconds, and serves them; how many there were.
+    ///
+    /// # Errors
+    /// [`EventLoopError`].
+    pub fn run_for(&mut self, time: Duration) -> Result<usize, EventLoopError> {
+        let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+        Ok(self.manager.run_with_timeout(millis)?)
     }
 
     /// `(name, events, time)` of each subscriber; empty without `measure`.
@@ -75,16 +91,22 @@ impl EventLoop {
     }
 }
 
-struct Measured {
+/// A subscriber as the loop calls it.
+struct Served {
     subscriber: Box<dyn MutEventSubscriber>,
-    usage: Usage,
+    posted: Arc<dyn PostedWrites>,
+    usage: Option<Usage>,
 }
 
-impl MutEventSubscriber for Measured {
+impl MutEventSubscriber for Served {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        self.posted.deliver();
+        let Some(usage) = &self.usage else {
+            return self.subscriber.process(events, ops);
+        };
         let start = Instant::now();
         self.subscriber.process(events, ops);
-        let mut usage = self.usage.borrow_mut();
+        let mut usage = usage.borrow_mut();
         usage.0 += 1;
         usage.1 += start.elapsed();
     }
@@ -97,6 +119,7 @@ impl MutEventSubscriber for Measured {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use devices::testing::FakePosted;
     use vmm_sys_util::epoll::EventSet;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -113,7 +136,7 @@ mod tests {
 
     #[test]
     fn events_reach_their_subscriber_and_are_counted() {
-        let mut events = EventLoop::new(true).unwrap();
+        let mut events = EventLoop::new(Arc::new(FakePosted::default()), true).unwrap();
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let seen = Rc::new(RefCell::new(0));
         events.add(

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
-use super::device::{BarChange, BarSpace};
+use super::device::BarChange;
+use crate::posted::Space;
 
 /// Vendor ID register, 16 bits (6.2.1).
 pub const VENDOR_ID: u16 = 0x00;
@@ -61,6 +62,8 @@ pub const BAR_MEMORY_64: u32 = 0b10 << 1;
 /// BAR: reads have no side effects.
 pub const BAR_PREFETCHABLE: u32 = 1 << 3;
 
+/// Capability ID of power management.
+pub const CAP_ID_POWER_MANAGEMENT: u8 = 0x01;
 /// Capability ID of a vendor-specific capability.
 pub const CAP_ID_VENDOR_SPECIFIC: u8 = 0x09;
 /// Capability ID of PCI Express.
@@ -115,10 +118,10 @@ pub enum BarKind {
 impl BarKind {
     /// The address space it is decoded in.
     #[must_use]
-    pub fn space(self) -> BarSpace {
+    pub fn space(self) -> Space {
         match self {
-            Self::Io => BarSpace::Io,
-            Self::Memory32 { .. } | Self::Memory64 { .. } => BarSpace::Memory,
+            Self::Io => Space::Io,
+            Self::Memory32 { .. } | Self::Memory64 { .. } => Space::Memory,
         }
     }
 
@@ -226,6 +229,16 @@ impl PciConfig {
             &STATUS_ERROR_BITS.to_le_bytes(),
         );
         config
+    }
+
+    /// Adds registers of the function's own at `offset`, between the header and the capabilities or after them, with
+    /// what is in them after a reset and the mask of what the guest may write.
+    ///
+    /// # Panics
+    /// When they lie outside configuration space.
+    pub fn add_registers(&mut self, offset: u16, initial: &[u8], writable: &[u8]) {
+        self.init(offset, initial);
+        self.allow(offset, writable);
     }
 
     /// Says that the device has other functions too.

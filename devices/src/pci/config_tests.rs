@@ -2,8 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::BarChange;
 use super::config::*;
-use super::{BarChange, BarSpace};
+use crate::posted::Space;
 
 const IDS: PciIds = PciIds {
     vendor: 0x1234,
@@ -123,7 +124,7 @@ fn a_64_bit_bar_moves_half_by_half() {
     let change = |old, new| {
         vec![BarChange {
             bar: 2,
-            space: BarSpace::Memory,
+            space: Space::Memory,
             len: 0x4000,
             old,
             new,
@@ -192,7 +193,7 @@ fn one_command_write_moves_all_bars_of_the_space() {
         COMMAND_MEMORY_SPACE | COMMAND_IO_SPACE,
     );
     assert_eq!(changes.len(), 1);
-    assert_eq!(changes[0].space, BarSpace::Io);
+    assert_eq!(changes[0].space, Space::Io);
     // A dword write over command and status counts as a command write.
     assert_eq!(write_u32(&mut config, COMMAND, 0).len(), 3);
 }

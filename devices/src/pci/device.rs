@@ -1,17 +1,12 @@
 //! What every PCI function is.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::AccessError;
-
-/// The address space a BAR decodes (PCI 3.0, 6.2.5.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BarSpace {
-    /// Port I/O.
-    Io,
-    /// MMIO.
-    Memory,
-}
+use crate::posted::Space;
 
 /// A BAR that moved, appeared or disappeared because of a write to configuration space. The root bus applies it
 /// after the device has unlocked itself.
@@ -20,7 +15,7 @@ pub struct BarChange {
     /// Index of the (first) BAR register, 0 to 5.
     pub bar: u8,
     /// Port I/O or memory.
-    pub space: BarSpace,
+    pub space: Space,
     /// Length in bytes.
     pub len: u64,
     /// Where it was decoded before; none when it was not.
@@ -35,6 +30,16 @@ pub struct DoorbellSpec {
     pub offset: u64,
     /// Signalled by the write.
     pub event: EventFd,
+}
+
+/// A byte at an offset in an I/O BAR whose write is an event, not an exit, if it has one value.
+pub struct PortDoorbell {
+    /// Offset in the BAR, in bytes.
+    pub offset: u64,
+    /// The value. Writes of others, and of other widths, are no events.
+    pub value: u8,
+    /// Signalled by the write.
+    pub event: Arc<EventFd>,
 }
 
 /// A PCI function. Calls come on vCPU threads, several at once, with no lock of the bus held.
@@ -64,6 +69,17 @@ pub trait PciDevice: Send + Sync {
 
     /// The doorbells in a BAR. The root bus binds them where the BAR is decoded and unbinds them when it moves.
     fn doorbells(&self, bar: u8) -> Vec<DoorbellSpec>;
+
+    /// The doorbells in an I/O BAR, as [`PciDevice::doorbells`].
+    fn port_doorbells(&self, _bar: u8) -> Vec<PortDoorbell> {
+        Vec::new()
+    }
+
+    /// The ranges of offsets in a BAR where writes only store and may be posted ([`crate::posted`]). The root bus
+    /// opens them where the BAR is decoded and closes them when it moves.
+    fn posted(&self, _bar: u8) -> Vec<Range<u32>> {
+        Vec::new()
+    }
 
     /// Back to the state after power-on, BARs included. Called by the root bus on a machine reset with all vCPUs
     /// stopped; the root bus has unmapped the BARs.

@@ -15,9 +15,10 @@ use super::config::{
     BAR_COUNT, BAR_IO_SPACE, BAR_MEMORY_64, COMMAND, COMMAND_IO_SPACE, COMMAND_MEMORY_SPACE,
     bar_register,
 };
-use super::device::{BarChange, BarSpace, DoorbellSpec, PciDevice};
+use super::device::{BarChange, DoorbellSpec, PciDevice, PortDoorbell};
 use crate::bus::{AccessError, Bus, BusDevice, BusError};
 use crate::irq::Doorbell;
+use crate::posted::{PostedWrites, PostedZone, Space};
 use crate::ratelimit::RateLimiter;
 use crate::sync::{lock, read, write};
 
@@ -118,11 +119,19 @@ impl BusDevice for BarWindow {
 /// A BAR that its function decodes.
 struct Decoded {
     window: Arc<BarWindow>,
-    space: BarSpace,
+    space: Space,
     start: u64,
     len: u64,
-    /// The doorbells bound; none while another range is in the way and the BAR is not on the bus.
-    mapped: Option<Vec<DoorbellSpec>>,
+    /// None while another range is in the way and the BAR is not on the bus.
+    mapped: Option<Mapped>,
+}
+
+/// What was set up for a BAR on the bus.
+#[derive(Default)]
+struct Mapped {
+    doorbells: Vec<DoorbellSpec>,
+    port_doorbells: Vec<PortDoorbell>,
+    posted: Vec<PostedZone>,
 }
 
 /// By device-function number and BAR.
@@ -136,18 +145,20 @@ pub struct RootBus {
     mmio: Weak<Bus>,
     pio: Weak<Bus>,
     doorbell: Arc<dyn Doorbell>,
+    posted: Arc<dyn PostedWrites>,
     windows: PciWindows,
     failures: RateLimiter,
 }
 
 impl RootBus {
-    /// An empty bus whose BARs go to `mmio` and `pio`, which the caller keeps alive, and whose doorbells are bound
-    /// by `doorbell`.
+    /// An empty bus whose BARs go to `mmio` and `pio`, which the caller keeps alive, whose doorbells are bound by
+    /// `doorbell`, and whose writes that only store go through `posted`.
     #[must_use]
     pub fn new(
         mmio: &Arc<Bus>,
         pio: &Arc<Bus>,
         doorbell: Arc<dyn Doorbell>,
+        posted: Arc<dyn PostedWrites>,
         windows: PciWindows,
     ) -> Self {
         Self {
@@ -156,6 +167,7 @@ impl RootBus {
             mmio: Arc::downgrade(mmio),
             pio: Arc::downgrade(pio),
             doorbell,
+            posted,
             windows,
             failures: RateLimiter::default(),
         }
@@ -347,26 +359,70 @@ impl RootBus {
             return Ok(());
         };
         bus.insert(bar.start, bar.len, Arc::clone(&bar.window) as _)?;
-        let mut bound = Vec::new();
-        if bar.space == BarSpace::Memory {
-            for spec in bar.window.device.doorbells(bar.window.bar) {
+        let mut mapped = Mapped::default();
+        let device = &bar.window.device;
+        if bar.space == Space::Memory {
+            for spec in device.doorbells(bar.window.bar) {
                 match self.doorbell.bind(bar.start + spec.offset, &spec.event) {
-                    Ok(()) => bound.push(spec),
-                    Err(error) => self.complain(bar, "bind", spec.offset, &error),
+                    Ok(()) => mapped.doorbells.push(spec),
+                    Err(error) => self.complain(bar, "bind the doorbell", spec.offset, &error),
                 }
             }
         }
-        bar.mapped = Some(bound);
+        if bar.space == Space::Io {
+            self.bind_ports(bar, &mut mapped);
+        }
+        for range in device.posted(bar.window.bar) {
+            let zone = PostedZone {
+                space: bar.space,
+                start: bar.start + u64::from(range.start),
+                len_bytes: range.end.saturating_sub(range.start),
+            };
+            match self.posted.open(zone) {
+                Ok(()) => mapped.posted.push(zone),
+                Err(error) => {
+                    self.complain(bar, "post writes", u64::from(range.start), &error);
+                }
+            }
+        }
+        bar.mapped = Some(mapped);
         Ok(())
     }
 
+    /// Binds the doorbells of an I/O BAR.
+    fn bind_ports(&self, bar: &Decoded, mapped: &mut Mapped) {
+        for doorbell in bar.window.device.port_doorbells(bar.window.bar) {
+            let port = bar.start + doorbell.offset;
+            let bound = self
+                .doorbell
+                .bind_port(port, doorbell.value, &doorbell.event);
+            match bound {
+                Ok(()) => mapped.port_doorbells.push(doorbell),
+                Err(error) => {
+                    self.complain(bar, "bind the doorbell", doorbell.offset, &error);
+                }
+            }
+        }
+    }
+
     fn unmap(&self, bar: &Decoded) {
-        let Some(bound) = &bar.mapped else {
+        let Some(mapped) = &bar.mapped else {
             return;
         };
-        for spec in bound {
+        for spec in &mapped.doorbells {
             if let Err(error) = self.doorbell.unbind(bar.start + spec.offset, &spec.event) {
-                self.complain(bar, "unbind", spec.offset, &error);
+                self.complain(bar, "unbind the doorbell", spec.offset, &error);
+            }
+        }
+        for bell in &mapped.port_doorbells {
+            let port = bar.start + bell.offset;
+            if let Err(error) = self.doorbell.unbind_port(port, bell.value, &bell.event) {
+                self.complain(bar, "unbind the doorbell", bell.offset, &error);
+            }
+        }
+        for zone in &mapped.posted {
+            if let Err(error) = self.posted.close(*zone) {
+                self.complain(bar, "stop posting writes", zone.start - bar.start, &error);
             }
         }
         if let Some(bus) = self.bus(bar.space) {
@@ -374,17 +430,17 @@ impl RootBus {
         }
     }
 
-    fn bus(&self, space: BarSpace) -> Option<Arc<Bus>> {
+    fn bus(&self, space: Space) -> Option<Arc<Bus>> {
         match space {
-            BarSpace::Io => self.pio.upgrade(),
-            BarSpace::Memory => self.mmio.upgrade(),
+            Space::Io => self.pio.upgrade(),
+            Space::Memory => self.mmio.upgrade(),
         }
     }
 
     fn complain(&self, bar: &Decoded, what: &str, offset: u64, error: &std::io::Error) {
         if self.failures.allow() {
             log::warn!(
-                "{}: cannot {what} the doorbell at {:#x}: {error}",
+                "{}: cannot {what} at {:#x}: {error}",
                 bar.window.name(),
                 bar.start + offset
             );

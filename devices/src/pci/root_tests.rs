@@ -1,5 +1,6 @@
 //! The root bus, ECAM and the configuration ports, driven as a guest does.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -9,8 +10,9 @@ use super::config::{COMMAND, PciConfig, PciIds};
 use super::root::*;
 use super::*;
 use crate::bus::{AccessError, Bus, BusDevice};
+use crate::posted::{PostedZone, Space};
 use crate::sync::lock;
-use crate::testing::{FakeDoorbell, Random};
+use crate::testing::{FakeDoorbell, FakePosted, Random};
 
 const WINDOWS: PciWindows = PciWindows {
     mmio32: 0xc000_0000..0xc010_0000,
@@ -19,6 +21,7 @@ const WINDOWS: PciWindows = PciWindows {
 };
 const ECAM: u64 = 0xe000_0000;
 const DOORBELL_OFFSET: u64 = 0x10;
+const POSTED: Range<u32> = 0x20..0x28;
 const MEM32: BarKind = BarKind::Memory32 {
     prefetchable: false,
 };
@@ -56,7 +59,7 @@ impl TestFunction {
     }
 
     /// Index, address and length of the BARs that are decoded.
-    fn decoded(&self) -> Vec<(BarSpace, u64, u64)> {
+    fn decoded(&self) -> Vec<(Space, u64, u64)> {
         let config = lock(&self.config);
         self.bars
             .iter()
@@ -91,6 +94,9 @@ impl PciDevice for TestFunction {
             event: EventFd::new(0).unwrap(),
         }]
     }
+    fn posted(&self, bar: u8) -> Vec<Range<u32>> {
+        if bar == 0 { vec![POSTED] } else { Vec::new() }
+    }
     fn reset(&self) {
         lock(&self.config).reset();
     }
@@ -100,6 +106,7 @@ struct Machine {
     mmio: Arc<Bus>,
     pio: Arc<Bus>,
     doorbell: Arc<FakeDoorbell>,
+    posted: Arc<FakePosted>,
     root: Arc<RootBus>,
     resets: Arc<AtomicU32>,
 }
@@ -109,7 +116,14 @@ impl Machine {
         let mmio = Arc::new(Bus::new("mmio"));
         let pio = Arc::new(Bus::new("pio"));
         let doorbell = Arc::new(FakeDoorbell::default());
-        let root = Arc::new(RootBus::new(&mmio, &pio, doorbell.clone(), WINDOWS));
+        let posted = Arc::new(FakePosted::default());
+        let root = Arc::new(RootBus::new(
+            &mmio,
+            &pio,
+            doorbell.clone(),
+            posted.clone(),
+            WINDOWS,
+        ));
         let resets = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&resets);
         let ports = PciConfigPorts::new(
@@ -126,6 +140,7 @@ impl Machine {
             mmio,
             pio,
             doorbell,
+            posted,
             root,
             resets,
         }
@@ -224,17 +239,17 @@ fn bars_are_assigned_from_large_to_small_and_left_off() {
     assert_eq!(
         a.decoded(),
         [
-            (BarSpace::Memory, 0xc000_4000, 16),
-            (BarSpace::Io, 0xc040, 8),
-            (BarSpace::Memory, 0x10_0000_8000, 0x1000),
+            (Space::Memory, 0xc000_4000, 16),
+            (Space::Io, 0xc040, 8),
+            (Space::Memory, 0x10_0000_8000, 0x1000),
         ]
     );
     assert_eq!(
         b.decoded(),
         [
-            (BarSpace::Memory, 0xc000_0000, 0x4000),
-            (BarSpace::Memory, 0x10_0000_0000, 0x8000),
-            (BarSpace::Io, 0xc000, 0x40),
+            (Space::Memory, 0xc000_0000, 0x4000),
+            (Space::Memory, 0x10_0000_0000, 0x8000),
+            (Space::Io, 0xc000, 0x40),
         ]
     );
     assert_eq!(machine.claimed(0x10_0000_8ffc).as_deref(), Some("a"));
@@ -267,7 +282,7 @@ fn a_bar_that_does_not_fit_is_an_error() {
 }
 
 #[test]
-fn doorbells_follow_their_bar() {
+fn doorbells_and_posted_zones_follow_their_bar() {
     let machine = Machine::new();
     let function = TestFunction::new("f", &[(0, MEM64, 0x1000), (2, BarKind::Io, 8)]);
     machine.root.insert(function, Some(1)).unwrap();
@@ -275,11 +290,19 @@ fn doorbells_follow_their_bar() {
     assert!(machine.doorbell.bound().is_empty());
     machine.enable(1);
     assert_eq!(machine.doorbell.bound(), [0x10_0000_0010]);
+    let zone = |start| PostedZone {
+        space: Space::Memory,
+        start,
+        len_bytes: 8,
+    };
+    assert_eq!(machine.posted.zones(), [zone(0x10_0000_0020)]);
     machine.move_bar(1, 0, 0x2000);
     assert_eq!(machine.doorbell.bound(), [0x10_0000_2010]);
+    assert_eq!(machine.posted.zones(), [zone(0x10_0000_2020)]);
     machine.move_bar(1, 1, 0);
     assert_eq!(machine.doorbell.bound(), [0x2010]);
     machine.config_write(1, COMMAND, &[0, 0]);
+    assert!(machine.posted.zones().is_empty());
     assert!(machine.doorbell.bound().is_empty());
 }
 
@@ -323,10 +346,7 @@ fn machine_reset_places_all_anew() {
     assert_eq!(machine.claimed(0xc008_0000), None);
     assert!(machine.doorbell.bound().is_empty());
     machine.enable(1);
-    assert_eq!(
-        function.decoded(),
-        [(BarSpace::Memory, 0xc000_0000, 0x1000)]
-    );
+    assert_eq!(function.decoded(), [(Space::Memory, 0xc000_0000, 0x1000)]);
     assert_eq!(machine.claimed(0xc000_0000).as_deref(), Some("f"));
 }
 
@@ -441,7 +461,7 @@ fn check_maps(machine: &Machine, functions: &[Arc<TestFunction>]) {
         .collect();
     let memory: Vec<_> = decoded
         .iter()
-        .filter(|(_, (space, ..))| *space == BarSpace::Memory)
+        .filter(|(_, (space, ..))| *space == Space::Memory)
         .map(|(f, (_, start, len))| (f.name.as_str(), *start, *len))
         .collect();
     let bound = machine.doorbell.bound();

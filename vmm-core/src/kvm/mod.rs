@@ -1,6 +1,7 @@
 //! The only module that names kvm-ioctls: the VM, its vCPUs, interrupts and doorbells.
 
 mod interrupts;
+mod posted;
 mod vcpu;
 mod vm;
 
@@ -10,6 +11,7 @@ use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
 pub use interrupts::Interrupts;
+pub use posted::{WaitingWrite, WriteRing};
 pub use vcpu::{Activity, KvmVcpu, ResetState, install_kick_handler, kick_signal};
 pub use vm::{IrqchipState, KvmVm};
 

@@ -11,7 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{KvmNestedStateBuffer, VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::{Doing, KvmError};
+use super::{Doing, KvmError, WriteRing};
 use crate::vcpu::Exit;
 
 /// Added to `SIGRTMIN`: the signal that takes a vCPU thread out of the guest.
@@ -91,6 +91,14 @@ extern "C" fn on_kick(
 impl KvmVcpu {
     pub(super) fn new(fd: VcpuFd) -> Self {
         Self { fd }
+    }
+
+    /// The ring of coalesced writes of the vCPU's VM.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn write_ring(&self) -> Result<WriteRing, KvmError> {
+        WriteRing::map(&self.fd)
     }
 
     /// Makes kicks of the calling thread reach this vCPU. Called by the vCPU's thread before its first

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use devices::dma::GuestRam;
 use devices::irq::Doorbell;
+use devices::posted::{PostedZone, Space};
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
     kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -84,6 +85,27 @@ impl KvmVm {
         ))
     }
 
+    /// Lets writes in `zone` wait in the VM's [`super::WriteRing`], or no longer. Does nothing where this kernel's KVM
+    /// cannot: the writes then exit.
+    ///
+    /// # Errors
+    /// What KVM said.
+    pub fn coalesce(&self, zone: PostedZone, on: bool) -> io::Result<()> {
+        let (cap, addr) = match zone.space {
+            Space::Io => (Cap::CoalescedPio, IoEventAddress::Pio(zone.start)),
+            Space::Memory => (Cap::CoalescedMmio, IoEventAddress::Mmio(zone.start)),
+        };
+        if !self.fd.check_extension(cap) {
+            return Ok(());
+        }
+        if on {
+            self.fd.register_coalesced_mmio(addr, zone.len_bytes)?;
+        } else {
+            self.fd.unregister_coalesced_mmio(addr, zone.len_bytes)?;
+        }
+        Ok(())
+    }
+
     /// The state of the interrupt controllers and the PIT now.
     ///
     /// # Errors
@@ -136,5 +158,17 @@ impl Doorbell for KvmVm {
         Ok(self
             .fd
             .unregister_ioevent(event, &IoEventAddress::Mmio(addr), NoDatamatch)?)
+    }
+
+    fn bind_port(&self, port: u64, value: u8, event: &EventFd) -> io::Result<()> {
+        Ok(self
+            .fd
+            .register_ioevent(event, &IoEventAddress::Pio(port), value)?)
+    }
+
+    fn unbind_port(&self, port: u64, value: u8, event: &EventFd) -> io::Result<()> {
+        Ok(self
+            .fd
+            .unregister_ioevent(event, &IoEventAddress::Pio(port), value)?)
     }
 }

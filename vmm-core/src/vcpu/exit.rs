@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use devices::bus::{Bus, BusDevice};
+use devices::posted::PostedWrites;
 
 /// Types of `KVM_EXIT_SYSTEM_EVENT`.
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
@@ -145,6 +146,8 @@ pub struct Buses {
     pub pio: Arc<Bus>,
     /// MMIO.
     pub mmio: Arc<Bus>,
+    /// Writes to both that wait.
+    pub posted: Arc<dyn PostedWrites>,
 }
 
 /// What the vCPU does after an exit.
@@ -172,8 +175,10 @@ pub struct Handled {
     pub device: Option<Arc<dyn BusDevice>>,
 }
 
-/// Handles one exit on the vCPU's thread: finds the device, calls it, says how to go on.
+/// Handles one exit on the vCPU's thread: delivers the writes that were posted before it, finds the device, calls it,
+/// says how to go on.
 pub fn handle_exit(exit: Exit<'_>, buses: &Buses) -> Handled {
+    buses.posted.deliver();
     let mut device = None;
     let next = match exit {
         Exit::IoIn {
@@ -239,17 +244,39 @@ fn internal_error(suberror: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use devices::testing::FakeDevice;
+    use devices::testing::{FakeDevice, FakePosted};
 
     fn machine() -> (Buses, Arc<FakeDevice>) {
         let buses = Buses {
             pio: Arc::new(Bus::new("pio")),
             mmio: Arc::new(Bus::new("mmio")),
+            posted: Arc::new(FakePosted::default()),
         };
         let device = Arc::new(FakeDevice::default());
         buses.pio.insert(0x100, 8, device.clone()).unwrap();
         buses.mmio.insert(0x1000, 8, device.clone()).unwrap();
         (buses, device)
+    }
+
+    #[test]
+    fn what_was_posted_comes_before_the_access() {
+        let (mut buses, device) = machine();
+        let posted = Arc::new(FakePosted::default());
+        buses.posted = posted.clone();
+        let (bus, seen) = (Arc::clone(&buses.mmio), device.clone());
+        posted.on_deliver(move || {
+            if seen.written().is_empty() {
+                bus.write(0x1001, &[7]);
+            }
+        });
+        handle_exit(
+            Exit::MmioWrite {
+                addr: 0x1002,
+                data: &[8],
+            },
+            &buses,
+        );
+        assert_eq!(device.written(), [(1, vec![7]), (2, vec![8])]);
     }
 
     #[test]

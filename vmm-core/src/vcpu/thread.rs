@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use devices::recall::Recall;
 use devices::sync::{lock, wait, wait_while_for};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::signal::Killable;
@@ -29,8 +30,9 @@ struct GateState {
     ended: usize,
 }
 
-/// How long the end of the run waits for vCPU threads: one may be stuck writing to a terminal or pipe that nobody
-/// reads. Such a thread never enters the guest again.
+/// How long the end of the run waits for vCPU threads. No device lets them wait once they are [recalled](Recall), so
+/// this is a last resort: a disk that does not answer may hold the write of a console's file. Such a thread never
+/// enters the guest again.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where vCPU threads wait. They start parked. While all are parked, their vCPUs may be read and set, and no guest
@@ -40,11 +42,15 @@ pub struct VcpuGate {
     changed: Condvar,
     /// `wanted != Run`, to be looked at before each entry of the guest without a lock.
     closed: AtomicBool,
+    recall: Arc<Recall>,
 }
 
 impl Default for VcpuGate {
     fn default() -> Self {
+        let recall = Arc::new(Recall::default());
+        recall.call();
         Self {
+            recall,
             state: Mutex::new(GateState {
                 wanted: Wanted::Park,
                 parked: 0,
@@ -57,10 +63,21 @@ impl Default for VcpuGate {
 }
 
 impl VcpuGate {
+    /// Where vCPU threads wait in a device: they are called back while the gate is closed.
+    #[must_use]
+    pub fn recall(&self) -> Arc<Recall> {
+        Arc::clone(&self.recall)
+    }
+
     /// Keeps vCPUs from entering the guest again. One that is in the guest stays there until it exits or is kicked.
     /// Any thread; a vCPU thread that calls it parks after the exit it is handling.
     pub fn close(&self) {
         self.want(Wanted::Park);
+    }
+
+    /// Lets vCPUs run the guest.
+    pub fn open(&self) {
+        self.want(Wanted::Run);
     }
 
     fn want(&self, wanted: Wanted) {
@@ -68,12 +85,18 @@ impl VcpuGate {
         if state.wanted != Wanted::Finish {
             state.wanted = wanted;
         }
-        self.closed
-            .store(state.wanted != Wanted::Run, Ordering::SeqCst);
+        let closed = state.wanted != Wanted::Run;
+        self.closed.store(closed, Ordering::SeqCst);
+        if closed {
+            self.recall.call();
+        } else {
+            self.recall.release();
+        }
         self.changed.notify_all();
     }
 
-    fn is_closed(&self) -> bool {
+    /// Whether vCPUs are kept from entering the guest.
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
@@ -126,7 +149,7 @@ pub struct StopReport {
     pub next: Next,
 }
 
-/// Takes a [`StopReport`] from a vCPU thread, which parks afterwards.
+/// Takes a [`StopReport`] from a vCPU thread, and closes the gate: the thread parks afterwards.
 pub type StopSink = Arc<dyn Fn(StopReport) + Send + Sync>;
 
 /// All vCPU threads of a machine.
@@ -181,11 +204,6 @@ impl VcpuThreads {
         Ok(this)
     }
 
-    /// Lets the guest run.
-    pub fn resume(&self) {
-        self.gate.want(Wanted::Run);
-    }
-
     /// Stops the guest; all vCPUs are parked when it returns.
     pub fn pause(&self) {
         self.gate.close();
@@ -193,8 +211,7 @@ impl VcpuThreads {
         self.gate.wait_parked(self.threads.len());
     }
 
-    /// Stops the guest if that is soon done: a vCPU whose exit takes long, writing to a terminal that is stopped, is
-    /// not waited for longer than `limit`. True when all vCPUs are parked; the gate is closed either way.
+    /// Stops the guest if that is soon done: a vCPU whose exit takes long is not waited for longer than `limit`. True when all vCPUs are parked; the gate is closed either way.
     #[must_use]
     pub fn pause_within(&self, limit: Duration) -> bool {
         self.gate.close();
@@ -275,7 +292,6 @@ impl Runner {
             let next = catch_unwind(AssertUnwindSafe(|| self.run_guest()))
                 .unwrap_or_else(|_| Next::Failed("a bug in tripath stopped the vCPU".into()));
             if next != Next::Run {
-                self.gate.close();
                 (self.on_stop)(StopReport {
                     vcpu: self.index,
                     next,

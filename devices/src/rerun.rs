@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 /// making buffers available gets no more than its turn.
 ///
 /// The device returns [`Rerun::event`] among its backend events and calls [`Rerun::clear`] when it comes.
-pub(super) struct Rerun(EventFd);
+pub(crate) struct Rerun(EventFd);
 
 impl Rerun {
     /// # Errors
@@ -19,7 +19,7 @@ impl Rerun {
         Ok(Self(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?))
     }
 
-    /// For [`super::VirtioDevice::backend_events`].
+    /// The descriptor to watch, and for what.
     pub fn event(&self) -> (RawFd, EventSet) {
         (self.0.as_raw_fd(), EventSet::IN)
     }
