@@ -35,6 +35,11 @@ impl Backlog {
         self.unsent = (self.unsent + data.len()).min(self.bytes.len());
     }
 
+    /// How many bytes can be pushed before any goes that the reader lacks.
+    pub(super) fn room(&self) -> usize {
+        self.limit - self.unsent
+    }
+
     /// Whether the reader lacks something.
     pub(super) fn has_unsent(&self) -> bool {
         self.unsent > 0

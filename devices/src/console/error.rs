@@ -53,6 +53,20 @@ pub enum CharError {
         /// What the host said.
         source: io::Error,
     },
+    /// Someone else has the TCP port.
+    #[error("{address} is in use; end what listens there or choose another port")]
+    TcpInUse {
+        /// `HOST:PORT`.
+        address: String,
+    },
+    /// The TCP address is none of this host's, or its port is not to be had.
+    #[error("cannot listen on {address}: {source}")]
+    Tcp {
+        /// `HOST:PORT`.
+        address: String,
+        /// What the host said.
+        source: io::Error,
+    },
     /// No pseudo-terminal to be had.
     #[error("cannot open a pseudo-terminal: {0}")]
     Pty(#[source] io::Error),

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use super::CharBackend;
+use super::{CharBackend, Interest};
 
 /// Ctrl-A.
 const ESCAPE: u8 = 0x01;
@@ -67,7 +67,7 @@ impl EscapeFilter {
 }
 
 impl CharBackend for EscapeFilter {
-    fn write(&mut self, data: &[u8]) -> io::Result<()> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.inner.write(data)
     }
 
@@ -87,6 +87,14 @@ impl CharBackend for EscapeFilter {
 
     fn poll_fd(&self) -> Option<RawFd> {
         self.inner.poll_fd()
+    }
+
+    fn set_interest(&mut self, interest: Interest) -> io::Result<()> {
+        self.inner.set_interest(interest)
+    }
+
+    fn progress(&mut self) {
+        self.inner.progress();
     }
 }
 

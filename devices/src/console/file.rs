@@ -1,19 +1,24 @@
 //! A file: output only.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::RawFd;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, OFlags, fcntl_setfl, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use super::{CharBackend, CharError};
+use super::outlet::Outlet;
+use super::poll_set::{EventFlags, PollSet, Watched};
+use super::{CharBackend, CharError, Interest};
 
 /// Writes to a file that is its own for as long as it lives.
 #[derive(Debug)]
 pub struct FileBackend {
-    file: File,
+    file: Outlet,
+    /// For a pipe or device that can be busy.
+    poll: Option<PollSet>,
+    watched: Watched,
 }
 
 impl FileBackend {
@@ -28,7 +33,7 @@ impl FileBackend {
             path: path.to_path_buf(),
             source,
         };
-        // Non-blocking while it is opened: a pipe that no one reads is an error then, not a wait.
+        // A pipe that no one reads is an error now, not a wait, and one that is full is none later.
         let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
         let file = {
             use std::os::unix::fs::OpenOptionsExt;
@@ -40,7 +45,6 @@ impl FileBackend {
                 .open(path)
                 .map_err(error)?
         };
-        fcntl_setfl(&file, OFlags::empty()).map_err(|errno| error(errno.into()))?;
         if file.metadata().map_err(error)?.is_file() {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => file.set_len(0).map_err(error)?,
@@ -52,28 +56,48 @@ impl FileBackend {
                 Err(errno) => return Err(error(errno.into())),
             }
         }
-        Ok(Self { file })
+        Self::over(file.into()).map_err(error)
+    }
+
+    fn over(file: OwnedFd) -> io::Result<Self> {
+        let file = Outlet::own(file)?;
+        Ok(Self {
+            poll: file.can_be_busy().then(PollSet::new).transpose()?,
+            file,
+            watched: Watched::default(),
+        })
     }
 }
 
 impl CharBackend for FileBackend {
-    fn write(&mut self, data: &[u8]) -> io::Result<()> {
-        self.file.write_all(data)
-    }
-
-    fn read(&mut self, _data: &mut [u8]) -> io::Result<usize> {
-        Ok(0)
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.file.write(data)
     }
 
     fn poll_fd(&self) -> Option<RawFd> {
-        None
+        self.poll.as_ref().map(PollSet::fd)
+    }
+
+    fn set_interest(&mut self, interest: Interest) -> io::Result<()> {
+        let Some(poll) = &self.poll else {
+            return Ok(());
+        };
+        let output = interest.output.then_some(EventFlags::OUT);
+        poll.watch(&self.file, &mut self.watched, output)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::readable;
     use std::fs;
+    use std::io::Read;
+
+    fn make_pipe(path: &Path) {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    }
 
     #[test]
     fn empties_the_file_and_writes() {
@@ -116,17 +140,40 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_that_is_full_refuses_until_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        make_pipe(&path);
+        let mut reader = {
+            use std::os::unix::fs::OpenOptionsExt;
+            let flags = OFlags::NONBLOCK.bits() as i32;
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(flags).open(&path).unwrap()
+        };
+        let mut backend = FileBackend::create(&path).unwrap();
+        let mut waiting = 0;
+        let refused = loop {
+            match backend.write(&[b'x'; 4096]) {
+                Ok(len) => waiting += len,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        let room = Interest {
+            input: true,
+            output: true,
+        };
+        backend.set_interest(room).unwrap();
+        assert!(!readable(backend.poll_fd().unwrap()));
+        reader.read_exact(&mut vec![0; waiting]).unwrap();
+        assert!(readable(backend.poll_fd().unwrap()));
+    }
+
+    #[test]
     fn what_cannot_be_written_is_an_error_with_the_path() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &pipe,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RWXU,
-            0,
-        )
-        .unwrap();
+        make_pipe(&pipe);
         for path in [dir.path(), &dir.path().join("no/such/dir"), &pipe] {
             let error = FileBackend::create(path).unwrap_err();
             assert!(matches!(error, CharError::File { .. }));

@@ -1,7 +1,6 @@
 //! Nowhere.
 
 use std::io;
-use std::os::fd::RawFd;
 
 use super::CharBackend;
 
@@ -10,16 +9,8 @@ use super::CharBackend;
 pub struct NullBackend;
 
 impl CharBackend for NullBackend {
-    fn write(&mut self, _data: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn read(&mut self, _data: &mut [u8]) -> io::Result<usize> {
-        Ok(0)
-    }
-
-    fn poll_fd(&self) -> Option<RawFd> {
-        None
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        Ok(data.len())
     }
 }
 
@@ -30,7 +21,7 @@ mod tests {
     #[test]
     fn takes_all_and_gives_nothing() {
         let mut backend = NullBackend;
-        backend.write(&[0; 1000]).unwrap();
+        assert_eq!(backend.write(&[0; 1000]).unwrap(), 1000);
         assert_eq!(backend.read(&mut [0; 8]).unwrap(), 0);
         assert_eq!(backend.poll_fd(), None);
     }

@@ -3,11 +3,7 @@
 //! The texts are those of `kernel/panic.c` and `kernel/reboot.c`, the same in Linux 6.1 and 6.12. They are printed at
 //! level "emerg", and `panic()` raises the console's level first: `quiet` does not hide them.
 
-use std::io;
-use std::os::fd::RawFd;
 use std::sync::Arc;
-
-use super::CharBackend;
 
 /// A message of the kernel that bears on whether it is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +21,8 @@ pub enum KernelMessage {
 /// Hears of what a [`PanicWatch`] sees. The text is no proof: anybody in the guest who may write to the console can
 /// write it.
 ///
-/// Both are called in the device's write, on a vCPU thread (UART) or the event loop (virtio-console), perhaps for
-/// every byte: they must be cheap, and must not call into the device.
+/// Both are called under the lock of the device, on a vCPU thread (UART) or the event loop (virtio-console), perhaps
+/// for every byte: they must be cheap, and must not call into the device.
 pub trait PanicWitness: Send + Sync {
     /// There was output of any kind.
     fn printed(&self);
@@ -36,30 +32,24 @@ pub trait PanicWitness: Send + Sync {
     fn said(&self, message: KernelMessage);
 }
 
-/// A backend whose output is searched for [`KernelMessage`]s, however it is cut into writes. Everything passes
-/// through untouched and at once.
+/// Searches an output for [`KernelMessage`]s, however it is cut into pieces.
 pub struct PanicWatch {
-    inner: Box<dyn CharBackend>,
     witness: Arc<dyn PanicWitness>,
     state: usize,
 }
 
 impl PanicWatch {
-    /// Watches the output to `inner`.
+    /// Tells `witness`.
     #[must_use]
-    pub fn new(inner: Box<dyn CharBackend>, witness: Arc<dyn PanicWitness>) -> Self {
+    pub fn new(witness: Arc<dyn PanicWitness>) -> Self {
         Self {
-            inner,
             witness,
             state: ROOT,
         }
     }
-}
 
-impl CharBackend for PanicWatch {
-    fn write(&mut self, data: &[u8]) -> io::Result<()> {
-        // First out, then told: who ends the run for a message finds it shown. A failed write is output too.
-        let result = self.inner.write(data);
+    /// The guest has sent `data`.
+    pub fn saw(&mut self, data: &[u8]) {
         for &byte in data {
             self.state = step(self.state, byte);
             if let Some(message) = AUTOMATON[self.state].message {
@@ -67,15 +57,6 @@ impl CharBackend for PanicWatch {
             }
         }
         self.witness.printed();
-        result
-    }
-
-    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-        self.inner.read(data)
-    }
-
-    fn poll_fd(&self) -> Option<RawFd> {
-        self.inner.poll_fd()
     }
 }
 
@@ -200,11 +181,8 @@ const fn build_first() -> [usize; 256] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::console::NullBackend;
     use crate::sync::lock;
-    use crate::testing::FakeLine;
     use KernelMessage::{Panic, PanicDelay, PanicEnd, Shutdown};
-    use std::io::Read;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -225,9 +203,9 @@ mod tests {
 
     fn messages<'a>(writes: impl IntoIterator<Item = &'a [u8]>) -> Vec<KernelMessage> {
         let recorder = Arc::new(Recorder::default());
-        let mut watch = PanicWatch::new(Box::new(NullBackend), recorder.clone());
+        let mut watch = PanicWatch::new(recorder.clone());
         for data in writes {
-            watch.write(data).unwrap();
+            watch.saw(data);
         }
         std::mem::take(&mut *lock(&recorder.said))
     }
@@ -295,28 +273,11 @@ mod tests {
     }
 
     #[test]
-    fn output_passes_at_once_and_is_counted_by_writes() {
-        let (line, mut terminal) = FakeLine::pair();
+    fn output_is_counted_by_pieces() {
         let recorder = Arc::new(Recorder::default());
-        let mut watch = PanicWatch::new(Box::new(line), recorder.clone());
-        for byte in LOG.chunks(1) {
-            watch.write(byte).unwrap();
-            let mut received = [0];
-            terminal.read_exact(&mut received).unwrap();
-            assert_eq!(received, byte);
-        }
-        let writes = u32::try_from(LOG.len()).unwrap();
-        assert_eq!(recorder.printed.load(Ordering::Relaxed), writes);
-    }
-
-    #[test]
-    fn input_passes() {
-        let (line, mut terminal) = FakeLine::pair();
-        let mut watch = PanicWatch::new(Box::new(line), Arc::new(Recorder::default()));
-        assert!(watch.poll_fd().is_some());
-        io::Write::write_all(&mut terminal, b"reboot: ").unwrap();
-        let mut data = [0; 16];
-        assert_eq!(watch.read(&mut data).unwrap(), 8);
-        assert_eq!(&data[..8], b"reboot: ");
+        let mut watch = PanicWatch::new(recorder.clone());
+        LOG.chunks(1).for_each(|byte| watch.saw(byte));
+        let pieces = u32::try_from(LOG.len()).unwrap();
+        assert_eq!(recorder.printed.load(Ordering::Relaxed), pieces);
     }
 }

@@ -1,24 +1,27 @@
 //! Our own standard input and output.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
-use rustix::io::Errno;
-use vmm_sys_util::eventfd::EventFd;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::{CharBackend, CharError};
+use super::outlet::Outlet;
+use super::poll_set::{EventFlags, PollSet, Watched, can_be_watched};
+use super::{CharBackend, CharError, Interest};
 
 /// Standard input and output, or any two descriptors that may be shared with other processes: their file status
-/// flags are left alone, so reads ask first whether there is anything, and writes block.
+/// flags are left alone, so reads ask first whether there is anything, and writes go as `Outlet::shared` says.
 ///
 /// The terminal's mode is left alone too; whoever makes it raw restores it.
 #[derive(Debug)]
 pub struct StdioBackend {
     input: OwnedFd,
-    output: OwnedFd,
+    output: Outlet,
     /// Stands in for an input that epoll does not take, such as a regular file: those never block. Always readable.
-    always_ready: Option<EventFd>,
+    always_ready: Option<OwnedFd>,
+    poll: PollSet,
+    watched_input: Watched,
+    watched_output: Watched,
 }
 
 impl StdioBackend {
@@ -38,76 +41,55 @@ impl StdioBackend {
     /// # Errors
     /// [`CharError::Stdio`].
     pub fn from_fds(input: OwnedFd, output: OwnedFd) -> Result<Self, CharError> {
-        let always_ready = if can_be_watched(&input).map_err(CharError::Stdio)? {
+        Self::try_from_fds(input, output).map_err(CharError::Stdio)
+    }
+
+    fn try_from_fds(input: OwnedFd, output: OwnedFd) -> io::Result<Self> {
+        let always_ready = if can_be_watched(&input)? {
             None
         } else {
-            let event = EventFd::new(0).map_err(CharError::Stdio)?;
-            event.write(1).map_err(CharError::Stdio)?;
-            Some(event)
+            Some(eventfd(1, EventfdFlags::CLOEXEC)?)
         };
-        Ok(Self {
+        let mut backend = Self {
             input,
-            output,
+            output: Outlet::shared(output)?,
             always_ready,
-        })
+            poll: PollSet::new()?,
+            watched_input: Watched::default(),
+            watched_output: Watched::default(),
+        };
+        backend.set_interest(Interest::default())?;
+        Ok(backend)
     }
-}
-
-fn can_be_watched(fd: &OwnedFd) -> io::Result<bool> {
-    let probe = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    match epoll::add(
-        &probe,
-        fd,
-        epoll::EventData::new_u64(0),
-        epoll::EventFlags::IN,
-    ) {
-        Ok(()) => Ok(true),
-        Err(Errno::PERM) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Waits for `events`, for `timeout` or for ever.
-fn wait_for(
-    fd: impl AsFd,
-    events: PollFlags,
-    timeout: Option<&Timespec>,
-) -> rustix::io::Result<bool> {
-    let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), events)];
-    Ok(poll(&mut fds, timeout)? > 0)
 }
 
 impl CharBackend for StdioBackend {
-    fn write(&mut self, mut data: &[u8]) -> io::Result<()> {
-        while !data.is_empty() {
-            match rustix::io::write(&self.output, data) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(len) => data = &data[len..],
-                Err(Errno::INTR) => {}
-                // Someone who shares it has made it non-blocking.
-                Err(Errno::AGAIN) => match wait_for(&self.output, PollFlags::OUT, None) {
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(errno) => return Err(errno.into()),
-                },
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.output.write(data)
     }
 
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
         let now = Timespec::default();
-        if self.always_ready.is_none() && !wait_for(&self.input, PollFlags::IN, Some(&now))? {
-            return Err(io::ErrorKind::WouldBlock.into());
+        if self.always_ready.is_none() {
+            let mut fds = [PollFd::from_borrowed_fd(self.input.as_fd(), PollFlags::IN)];
+            if poll(&mut fds, Some(&now))? == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
         }
         Ok(rustix::io::read(&self.input, data)?)
     }
 
     fn poll_fd(&self) -> Option<RawFd> {
-        Some(match &self.always_ready {
-            Some(event) => event.as_raw_fd(),
-            None => self.input.as_raw_fd(),
-        })
+        Some(self.poll.fd())
+    }
+
+    fn set_interest(&mut self, interest: Interest) -> io::Result<()> {
+        let input = interest.input.then_some(EventFlags::IN);
+        let source = self.always_ready.as_ref().unwrap_or(&self.input);
+        self.poll.watch(source, &mut self.watched_input, input)?;
+        let output = (interest.output && self.output.can_be_busy()).then_some(EventFlags::OUT);
+        self.poll
+            .watch(&self.output, &mut self.watched_output, output)
     }
 }
 
@@ -134,7 +116,7 @@ mod tests {
         assert_eq!(backend.read(&mut data).unwrap(), 2);
         let flags = rustix::fs::fcntl_getfl(&backend.input).unwrap();
         assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
-        backend.write(b"file").unwrap();
+        assert_eq!(backend.write(b"file").unwrap(), 4);
         screen.read_exact(&mut data[..4]).unwrap();
         assert_eq!(&data[..4], b"file");
         drop(typist);
@@ -155,21 +137,28 @@ mod tests {
     }
 
     #[test]
-    fn output_that_someone_made_non_blocking_is_waited_for() {
-        let (input, _typist) = UnixStream::pair().unwrap();
-        let (output, mut screen) = UnixStream::pair().unwrap();
-        output.set_nonblocking(true).unwrap();
-        let mut backend = StdioBackend::from_fds(input.into(), output.into()).unwrap();
-        let data = vec![7; 1 << 20];
-        let expected = data.len();
-        let reader = std::thread::spawn(move || {
-            let mut data = Vec::new();
-            screen.read_to_end(&mut data).unwrap();
-            data.len()
-        });
-        backend.write(&data).unwrap();
-        drop(backend);
-        assert_eq!(reader.join().unwrap(), expected);
+    fn room_and_input_are_announced_as_far_as_they_are_waited_for() {
+        let (input, mut typist) = UnixStream::pair().unwrap();
+        let (screen, output) = rustix::pipe::pipe().unwrap();
+        let mut screen = std::fs::File::from(screen);
+        let mut backend = StdioBackend::from_fds(input.into(), output).unwrap();
+        let mut waiting = 0;
+        while let Ok(len) = backend.write(&[b'x'; 4096]) {
+            waiting += len;
+        }
+        let ready = |backend: &StdioBackend| readable(backend.poll_fd().unwrap());
+        let interest = |input, output| Interest { input, output };
+        backend.set_interest(interest(true, true)).unwrap();
+        assert!(!ready(&backend), "full, and nothing typed");
+        screen.read_exact(&mut vec![0; waiting]).unwrap();
+        assert!(ready(&backend));
+        backend.set_interest(interest(true, false)).unwrap();
+        assert!(!ready(&backend));
+        typist.write_all(b"x").unwrap();
+        assert!(ready(&backend));
+        backend.set_interest(interest(false, false)).unwrap();
+        drop(typist);
+        assert!(!ready(&backend), "not even a hang-up");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use pm::{Pm, SLP_TYP_S5};
 pub use power::{PowerControl, PowerEvent, ResetSource};
 pub use pvpanic::Pvpanic;
 pub(crate) use reset::ResetControl;
-pub use uart16550::{Uart16550, UartInput};
+pub use uart16550::{Uart16550, UartEvents};
 
 /// What a machine reset does to a device at fixed ports.
 pub trait Reset: Send + Sync {

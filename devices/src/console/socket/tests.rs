@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::testing::readable;
-use std::io::Write;
-use std::net::Shutdown;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use tempfile::TempDir;
 
 struct Fixture {
@@ -26,7 +29,7 @@ impl Fixture {
     fn connect(&mut self) -> UnixStream {
         let client = UnixStream::connect(self.path()).unwrap();
         assert!(self.is_ready());
-        assert_eq!(self.read(), b"");
+        self.backend.progress();
         client
     }
 
@@ -51,7 +54,7 @@ impl Fixture {
 }
 
 /// Reads exactly what is expected.
-fn expect(client: &mut UnixStream, expected: &[u8]) {
+fn expect(client: &mut impl Read, expected: &[u8]) {
     let mut data = vec![0; expected.len()];
     client.read_exact(&mut data).unwrap();
     assert_eq!(data, expected);
@@ -78,6 +81,7 @@ fn a_late_client_and_one_that_comes_back_get_what_was_kept() {
     expect(&mut client, b"boot ");
     drop(client);
     assert!(f.is_ready());
+    f.backend.progress();
     assert_eq!(f.read(), b"");
     assert!(!f.is_ready(), "a client that is gone is not reported again");
     f.backend.write(b"more").unwrap();
@@ -98,28 +102,49 @@ fn only_the_end_is_kept() {
 }
 
 #[test]
-fn a_client_that_does_not_read_blocks_nothing_and_loses_the_oldest() {
+fn a_client_that_does_not_read_holds_output_back_and_lacks_nothing() {
     let mut f = Fixture::new();
     let mut client = f.connect();
-    for _ in 0..1024 {
-        f.backend.write(&[b'x'; 1024]).unwrap();
-    }
-    f.backend.write(b"END").unwrap();
+    let mut sent = Vec::new();
+    let refused = loop {
+        let piece: Vec<u8> = (sent.len()..sent.len() + 1000).map(|i| i as u8).collect();
+        match f.backend.write(&piece) {
+            Ok(len) => sent.extend(&piece[..len]),
+            Err(error) => break error,
+        }
+        assert!(sent.len() < 4 << 20, "it takes everything");
+    };
+    assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+    assert!(sent.len() >= BACKLOG_BYTES);
     assert!(!f.is_ready(), "the client takes nothing");
+    let mut seen = vec![0; sent.len() / 2];
+    client.read_exact(&mut seen).unwrap();
+    assert!(f.is_ready(), "there is room");
+    f.backend.progress();
+    assert_eq!(f.backend.write(b"END").unwrap(), 3);
+    sent.extend(b"END");
     client
         .set_read_timeout(Some(std::time::Duration::from_secs(10)))
         .unwrap();
-    let mut seen = Vec::new();
-    while !seen.ends_with(b"END") {
+    while seen.len() < sent.len() {
         let mut data = [0; 65536];
         let len = client.read(&mut data).unwrap();
         seen.extend(&data[..len]);
-        if f.is_ready() {
-            f.read();
-        }
+        f.backend.progress();
     }
-    assert!(seen.len() < 1024 * 1024);
+    assert!(seen == sent);
     assert!(!f.is_ready());
+}
+
+#[test]
+fn output_that_was_held_back_goes_on_when_the_client_leaves() {
+    let mut f = Fixture::new();
+    let client = f.connect();
+    while f.backend.write(&[b'x'; 1000]).is_ok() {}
+    drop(client);
+    assert!(f.is_ready());
+    f.backend.progress();
+    assert_eq!(f.backend.write(b"more").unwrap(), 4);
 }
 
 #[test]
@@ -148,8 +173,27 @@ fn a_client_that_only_listens_any_more_stays() {
     expect(&mut client, b"answer");
     drop(client);
     assert!(f.is_ready());
-    f.read();
+    f.backend.progress();
     assert!(!f.is_ready());
+    assert!(f.backend.client.is_none());
+}
+
+#[test]
+fn a_client_whose_input_is_not_wanted_is_left_alone() {
+    let mut f = Fixture::new();
+    let mut client = f.connect();
+    client.write_all(b"typed ahead").unwrap();
+    let no_input = Interest {
+        input: false,
+        output: false,
+    };
+    f.backend.set_interest(no_input).unwrap();
+    drop(client);
+    assert!(!f.is_ready(), "neither input nor hang-up");
+    f.backend.set_interest(Interest::default()).unwrap();
+    assert!(f.is_ready());
+    assert_eq!(f.read(), b"typed ahead");
+    assert_eq!(f.read(), b"");
     assert!(f.backend.client.is_none());
 }
 
@@ -211,4 +255,40 @@ fn what_is_in_the_way_is_named() {
         error,
         CharError::SocketPathTooLong { max: 107, .. }
     ));
+}
+
+#[test]
+fn tcp_clients_are_served_alike() {
+    let (mut backend, address) = SocketBackend::listen_tcp("127.0.0.1:0").unwrap();
+    assert_eq!(backend.write(b"boot ").unwrap(), 5);
+    let mut client = TcpStream::connect(address).unwrap();
+    assert!(readable(backend.poll_fd().unwrap()));
+    backend.progress();
+    assert_eq!(backend.write(b"log").unwrap(), 3);
+    expect(&mut client, b"boot log");
+    client.write_all(b"ls\n").unwrap();
+    let mut data = [0; 8];
+    let read = loop {
+        match backend.read(&mut data) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+            read => break read.unwrap(),
+        }
+    };
+    assert_eq!(&data[..read], b"ls\n");
+}
+
+#[test]
+fn a_tcp_port_in_use_or_an_address_of_others_is_named() {
+    let (_backend, address) = SocketBackend::listen_tcp("127.0.0.1:0").unwrap();
+    let error = SocketBackend::listen_tcp(&address.to_string()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("{address} is in use; end what listens there or choose another port")
+    );
+    let error = SocketBackend::listen_tcp("192.0.2.1:4444").unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("cannot listen on 192.0.2.1:4444: "),
+        "{text}"
+    );
 }

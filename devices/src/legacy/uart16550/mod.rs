@@ -1,203 +1,192 @@
-//! The serial port: a 16550A chip, its interrupt, and the backend at the other end of the line.
+//! The serial port: a 16550A chip, its interrupt, and the port at the other end of the line.
 //!
 //! `vm-superio`'s serial port is not used as the chip: it has no FIFO control register (so no trigger level and no
 //! FIFO reset), no overrun, no gate by OUT2, answers an interrupt by whichever register is read first, and tells
 //! only of rising edges, while the wire here has a level.
 //!
-//! Output is written to the backend on the vCPU thread. Input is read ahead on the event loop, up to
-//! [`READ_AHEAD_BYTES`], and moves into the chip's FIFO as the guest empties it, without another event. When that
-//! much waits, the backend is no longer watched until the guest has read it all, so nothing is ever lost.
+//! Output goes to the [`Port`] on the vCPU thread, which never blocks there. When the port is full, the transmitter
+//! is busy until there is room: a driver that looks waits, as at a slow line. Linux's kernel console looks ten thousand
+//! times at the line status and then writes all the same; real hardware would lose that character. Here the vCPU
+//! rests at each of these looks, so that it does not use up a host CPU, and is held in its write until there is room,
+//! or until it is [called back](Recall): nothing is lost.
+//!
+//! While much is sent, characters are [posted](posting): written without an exit each.
+//!
+//! Input is read ahead on the event loop and moves into the chip's FIFO as the guest empties it.
 
 mod chip;
+mod posting;
 
-use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Reset;
 use crate::bus::{AccessError, BusDevice};
-use crate::console::CharBackend;
+use crate::console::Port;
 use crate::irq::IrqLine;
-use crate::ratelimit::RateLimiter;
+use crate::posted::PostedWrites;
+use crate::recall::Recall;
 use crate::sync::lock;
-use chip::Chip;
+use chip::{Chip, LSR};
+use posting::Posting;
 
-/// Input that waits between the backend and the chip, at most.
-const READ_AHEAD_BYTES: usize = 4096;
+/// So many looks in a row at the line status of a port that is full are a driver that polls.
+const QUICK_LOOKS: u32 = 32;
+/// How long each further look takes, unless there is room before.
+const REST: Duration = Duration::from_millis(10);
 
-/// Why the event loop does not watch the backend, and so what it waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Waiting {
-    /// The guest must read what waits.
-    Guest,
-    /// A vCPU thread is in the backend's `write`, perhaps for long.
-    Backend,
-}
-
-#[derive(Debug)]
 struct State {
     chip: Chip,
-    read_ahead: VecDeque<u8>,
-    waiting: Option<Waiting>,
-}
-
-/// What the event loop is to do after it has read input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Intake {
-    /// Go on watching the backend.
-    Watch,
-    /// Stop until the resume event.
-    Pause,
-    /// Stop for good.
-    End,
+    port: Port,
+    posting: Option<Posting>,
+    /// A vCPU waits for room.
+    held: bool,
+    /// Looks in a row at the line status while the port is full and there is no input.
+    looks: u32,
 }
 
 /// A serial port. Eight ports, interrupt level high while the chip asks for service and OUT2 is set.
-///
-/// Locks: the backend's is never taken with the state's held, and the event loop only tries it.
 pub struct Uart16550 {
     name: String,
     state: Mutex<State>,
     irq: IrqLine,
-    backend: Mutex<Box<dyn CharBackend>>,
-    /// Signalled on vCPU threads when what the event loop waits for has come.
-    resume: EventFd,
-    complaints: RateLimiter,
+    recall: Arc<Recall>,
+}
+
+impl State {
+    /// An access other than a character to be sent has been made.
+    fn accessed(&mut self) {
+        if let Some(posting) = &mut self.posting {
+            posting.accessed();
+            if !self.chip.sends_characters() {
+                posting.close();
+            }
+        }
+    }
+
+    fn stop_posting(&mut self) {
+        if let Some(posting) = &mut self.posting {
+            posting.close();
+        }
+    }
 }
 
 impl Uart16550 {
     /// Ports it takes.
     pub const PORT_COUNT: u64 = 8;
 
-    /// A port called `name` (`com1`), with its interrupt on `irq` and its line connected to `backend`.
-    ///
-    /// # Errors
-    /// No eventfd to be had.
-    pub fn new(
-        name: impl Into<String>,
-        irq: IrqLine,
-        backend: Box<dyn CharBackend>,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    /// A port called `name` (`com1`), with its interrupt on `irq` and its line connected to `port`. vCPUs for whose
+    /// output there is no room wait at `recall`.
+    #[must_use]
+    pub fn new(name: impl Into<String>, irq: IrqLine, port: Port, recall: Arc<Recall>) -> Self {
+        Self {
             name: name.into(),
             state: Mutex::new(State {
                 chip: Chip::new(),
-                read_ahead: VecDeque::new(),
-                waiting: None,
+                port,
+                posting: None,
+                held: false,
+                looks: 0,
             }),
             irq,
-            backend: Mutex::new(backend),
-            resume: EventFd::new(EFD_NONBLOCK)?,
-            complaints: RateLimiter::default(),
-        })
-    }
-
-    /// The input side, to be added to the event loop once.
-    #[must_use]
-    pub fn subscriber(self: &Arc<Self>) -> UartInput {
-        UartInput {
-            backend_fd: lock(&self.backend).poll_fd(),
-            uart: Arc::clone(self),
-            watching: false,
+            recall,
         }
     }
 
-    /// Moves input into the chip, recomputes the wire, and wakes the event loop if it waits for the guest.
+    /// Lets characters be posted in `writes` while many are sent; the port's first address is `start`.
+    ///
+    /// # Errors
+    /// No timerfd is to be had.
+    pub fn with_posting(self, writes: Arc<dyn PostedWrites>, start: u64) -> io::Result<Self> {
+        let posting = Posting::new(writes, start)?;
+        lock(&self.state).posting = Some(posting);
+        Ok(self)
+    }
+
+    /// The event-loop side, to be added to the event loop once.
+    #[must_use]
+    pub fn subscriber(self: &Arc<Self>) -> UartEvents {
+        UartEvents(Arc::clone(self))
+    }
+
+    /// Moves input into the chip and recomputes the wire.
     fn sync(&self, state: &mut State) {
-        while !state.read_ahead.is_empty() && state.chip.receiver_space() > 0 {
-            if let Some(byte) = state.read_ahead.pop_front() {
+        while state.port.has_input() && state.chip.receiver_space() > 0 {
+            if let Some(byte) = state.port.receive_byte() {
                 state.chip.receive(byte);
             }
         }
         self.irq.set(state.chip.interrupt());
-        if state.waiting == Some(Waiting::Guest) && state.read_ahead.is_empty() {
-            self.wake(state);
-        }
     }
 
-    fn wake(&self, state: &mut State) {
-        state.waiting = None;
-        // It fails only when the counter is full, and then the event is there already.
-        let _ = self.resume.write(1);
-    }
-
-    /// Writes a character to the backend and completes its transmission.
-    fn transmit(&self, byte: u8) {
-        let result = lock(&self.backend).write(&[byte]);
-        if let Err(error) = result
-            && self.complaints.allow()
-        {
-            log::warn!("{}: output is lost: {error}", self.name);
-        }
+    /// The guest is about to read a register. Lets a driver that polls for room rest. vCPU thread.
+    fn lock_to_read(&self, register: u8) -> MutexGuard<'_, State> {
         let mut state = lock(&self.state);
-        state.chip.transmitted();
-        self.sync(&mut state);
-        if state.waiting == Some(Waiting::Backend) {
-            self.wake(&mut state);
+        if register != LSR || !state.port.is_full() || state.chip.has_received() {
+            state.looks = 0;
+            return state;
         }
+        if state.looks < QUICK_LOOKS {
+            state.looks += 1;
+            return state;
+        }
+        let since = self.recall.now();
+        state.held = true;
+        drop(state);
+        self.recall.wait_for(since, REST);
+        lock(&self.state)
     }
 
-    /// The backend, unless a vCPU thread is using it; that thread then wakes the event loop when it is done.
-    fn try_backend(&self) -> Option<MutexGuard<'_, Box<dyn CharBackend>>> {
-        let attempt = || match self.backend.try_lock() {
-            Ok(backend) => Some(backend),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        if let Some(backend) = attempt() {
-            return Some(backend);
-        }
-        lock(&self.state).waiting = Some(Waiting::Backend);
-        // The thread may have finished before it could see that.
-        let backend = attempt()?;
-        lock(&self.state).waiting = None;
-        Some(backend)
-    }
-
-    /// Reads from the backend once. Event loop.
-    fn take_input(&self) -> Intake {
-        let space = READ_AHEAD_BYTES - lock(&self.state).read_ahead.len();
-        if space == 0 {
-            return self.wait_for_guest();
-        }
-        let mut data = [0; READ_AHEAD_BYTES];
-        let data = &mut data[..space];
-        let Some(mut backend) = self.try_backend() else {
-            return Intake::Pause;
-        };
-        let result = backend.read(data);
-        drop(backend);
-        match result {
-            Ok(0) => Intake::End,
-            Ok(len) => {
-                let mut state = lock(&self.state);
-                state.read_ahead.extend(&data[..len.min(space)]);
-                self.sync(&mut state);
-                drop(state);
-                self.wait_for_guest()
+    /// Sends a character that the chip has handed out. vCPU thread.
+    fn transmit<'a>(&'a self, mut state: MutexGuard<'a, State>, byte: u8) {
+        while state.port.send(&[byte]) == 0 {
+            // Not here while characters are posted, of which some may be delivered on the event loop: the port has
+            // room for those that wait when it becomes full.
+            let since = self.recall.now();
+            state.held = true;
+            drop(state);
+            let go_on = self.recall.wait(since);
+            state = lock(&self.state);
+            if !go_on {
+                state.port.force(&[byte]);
+                break;
             }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Intake::Watch,
-                _ => {
-                    log::warn!("{}: no more input: {error}", self.name);
-                    Intake::End
-                }
-            },
+        }
+        if state.port.is_full() {
+            state.stop_posting();
+        } else {
+            state.chip.transmitted();
+            if let Some(posting) = &mut state.posting {
+                posting.sent();
+            }
+        }
+        self.sync(&mut state);
+    }
+
+    /// The timer of the posted characters, which have been delivered. Event loop.
+    fn tick(&self) {
+        let state = &mut *lock(&self.state);
+        if let Some(posting) = &mut state.posting {
+            posting.tick(state.chip.asks_for_characters());
         }
     }
 
-    /// Pauses if no more can be read ahead.
-    fn wait_for_guest(&self) -> Intake {
+    /// Serves the port. Event loop.
+    fn serve(&self) {
         let mut state = lock(&self.state);
-        if state.read_ahead.len() < READ_AHEAD_BYTES {
-            return Intake::Watch;
+        state.port.serve();
+        if !state.port.is_full() {
+            if state.chip.is_transmitting() {
+                state.chip.transmitted();
+            }
+            if std::mem::take(&mut state.held) {
+                self.recall.tell();
+            }
         }
-        state.waiting = Some(Waiting::Guest);
-        Intake::Pause
+        self.sync(&mut state);
     }
 }
 
@@ -216,9 +205,11 @@ impl BusDevice for Uart16550 {
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        let mut state = lock(&self.state);
         for (index, byte) in data.iter_mut().enumerate() {
-            *byte = state.chip.read(register(offset, index)?);
+            let register = register(offset, index)?;
+            let mut state = self.lock_to_read(register);
+            *byte = state.chip.read(register);
+            state.accessed();
             self.sync(&mut state);
         }
         Ok(())
@@ -228,12 +219,14 @@ impl BusDevice for Uart16550 {
         for (index, byte) in data.iter().enumerate() {
             let register = register(offset, index)?;
             let mut state = lock(&self.state);
-            if let Some(byte) = state.chip.write(register, *byte) {
+            state.looks = 0;
+            match state.chip.write(register, *byte) {
                 // The wire is left as it is until the character is sent: it would fall and rise again.
-                drop(state);
-                self.transmit(byte);
-            } else {
-                self.sync(&mut state);
+                Some(byte) => self.transmit(state, byte),
+                None => {
+                    state.accessed();
+                    self.sync(&mut state);
+                }
             }
         }
         Ok(())
@@ -241,64 +234,40 @@ impl BusDevice for Uart16550 {
 }
 
 impl Reset for Uart16550 {
-    /// Input that the guest has not read yet stays on the line.
+    /// Input that the guest has not read yet stays on the line, and so does output.
     fn reset(&self) {
         let mut state = lock(&self.state);
         state.chip.reset();
+        if let Some(posting) = &mut state.posting {
+            posting.reset();
+        }
         self.sync(&mut state);
     }
 }
 
+/// What an event is of.
+const PORT: u32 = 0;
+const TIMER: u32 = 1;
+
 /// The event-loop side of a [`Uart16550`].
-pub struct UartInput {
-    uart: Arc<Uart16550>,
-    /// None when input never comes, or has ended.
-    backend_fd: Option<RawFd>,
-    watching: bool,
-}
+pub struct UartEvents(Arc<Uart16550>);
 
-impl UartInput {
-    fn watch(&mut self, watch: bool, ops: &mut EventOps<'_>) {
-        let Some(fd) = self.backend_fd.filter(|_| watch != self.watching) else {
-            return;
-        };
-        // Removed, not masked: epoll reports a hang-up even to those who ask for nothing.
-        let events = Events::new_raw(fd, EventSet::IN);
-        let result = if watch {
-            ops.add(events)
-        } else {
-            ops.remove(events)
-        };
-        if let Err(error) = result {
-            log::error!("{}: input is lost: {error}", self.uart.name);
-        }
-        self.watching = watch;
-    }
-}
-
-impl MutEventSubscriber for UartInput {
+impl MutEventSubscriber for UartEvents {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.uart.resume, EventSet::IN)) {
-            log::error!("{}: input may stop: {error}", self.uart.name);
+        let state = lock(&self.0.state);
+        let port = state.port.poll_fd().map(|fd| (fd, PORT));
+        let timer = state.posting.as_ref().map(|p| (p.timer_fd(), TIMER));
+        for (fd, data) in port.into_iter().chain(timer) {
+            if let Err(error) = ops.add(Events::with_data_raw(fd, data, EventSet::IN)) {
+                log::error!("{}: input and output may stop: {error}", self.0.name);
+            }
         }
-        self.watch(true, ops);
     }
 
-    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        if events.fd() == self.uart.resume.as_raw_fd() {
-            // Nothing to read means that it was read before; either way the backend gets its turn.
-            let _ = self.uart.resume.read();
-        }
-        if self.backend_fd.is_none() {
-            return;
-        }
-        match self.uart.take_input() {
-            Intake::Watch => self.watch(true, ops),
-            Intake::Pause => self.watch(false, ops),
-            Intake::End => {
-                self.watch(false, ops);
-                self.backend_fd = None;
-            }
+    fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
+        match events.data() {
+            TIMER => self.0.tick(),
+            _ => self.0.serve(),
         }
     }
 }
