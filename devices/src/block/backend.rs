@@ -114,8 +114,14 @@ pub trait BlockBackend: Send {
     /// What it is. Any thread.
     fn info(&self) -> &BlockInfo;
 
-    /// Accepts a request; it may start only with the next [`BlockBackend::poll`]. A request that is refused
-    /// completes with its error like any other. Event loop.
+    /// Carries out a read if that needs no waiting for the medium; says whether it has. If not, nothing is wrong: the
+    /// request is to be submitted, and its segments may hold part of the data. Any thread.
+    fn read_now(&mut self, _request: &BlockRequest) -> bool {
+        false
+    }
+
+    /// Accepts a request; it starts only with the next [`BlockBackend::poll`]. A request that is refused
+    /// completes with its error like any other. Any thread.
     fn submit(&mut self, request: BlockRequest);
 
     /// Starts what was submitted and appends what has finished. Event loop: after a batch of submissions, and when

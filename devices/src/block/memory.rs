@@ -17,6 +17,7 @@ struct State {
     flushes: u32,
     fail: Option<i32>,
     stalled: bool,
+    cached: bool,
 }
 
 /// A disk in memory. Requests complete in order: in the next `poll`, unless it is stalled.
@@ -58,6 +59,11 @@ impl MemoryControl {
     /// The next request fails with the host error `errno`.
     pub fn fail_next(&self, errno: i32) {
         lock(&self.state).fail = Some(errno);
+    }
+
+    /// Whether reads need not wait for the medium.
+    pub fn set_cached(&self, cached: bool) {
+        lock(&self.state).cached = cached;
     }
 
     /// While stalled, only [`BlockBackend::drain`] completes requests. Going on makes the completion fd readable.
@@ -143,6 +149,11 @@ impl MemoryDisk {
 impl BlockBackend for MemoryDisk {
     fn info(&self) -> &BlockInfo {
         &self.info
+    }
+
+    fn read_now(&mut self, request: &BlockRequest) -> bool {
+        let cached = lock(&self.state).cached;
+        cached && request.op == BlockOp::Read && self.execute(request).is_ok()
     }
 
     fn submit(&mut self, request: BlockRequest) {

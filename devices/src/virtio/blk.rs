@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
@@ -13,11 +14,11 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::blk_request::{ChainBuffers, Header, Segments, put, take, total_bytes};
 use super::queue::{Chain, VirtQueue};
-use super::rerun::Rerun;
 use super::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 use crate::block::{BlockBackend, BlockCompletion, BlockError, BlockInfo, BlockOp, BlockRequest};
-use crate::dma::DmaMem;
+use crate::dma::{DmaMem, GuestRam};
 use crate::ratelimit::RateLimiter;
+use crate::rerun::Rerun;
 
 /// `VIRTIO_ID_BLOCK` (virtio 1.3, 5).
 const DEVICE_ID: u16 = 2;
@@ -186,6 +187,12 @@ impl Blk {
     }
 
     fn rounds(&mut self, active: &mut Active) -> Result<(), DeviceFailed> {
+        let Ok(ram) = active.dma.ram().cloned() else {
+            // The driver cannot be told. What finishes is kept until it has switched bus mastering on again, which
+            // brings us back.
+            self.backend.poll(&mut self.done);
+            return Ok(());
+        };
         let mut bytes = 0u64;
         for _ in 0..MAX_ROUNDS {
             active.queue.disable_notification()?;
@@ -193,9 +200,9 @@ impl Blk {
                 && !active.free.is_empty()
                 && let Some(chain) = active.queue.pop()?
             {
-                bytes = bytes.saturating_add(self.start(active, chain)?);
+                bytes = bytes.saturating_add(self.start(active, chain, &ram)?);
             }
-            self.complete(active)?;
+            self.complete(active, &ram)?;
             if std::mem::take(&mut active.used) {
                 active.queue.notify()?;
             }
@@ -215,7 +222,12 @@ impl Blk {
     }
 
     /// Hands one chain's request to the backend, or answers it; says how many bytes it moves or clears.
-    fn start(&mut self, active: &mut Active, chain: Chain) -> Result<u64, DeviceFailed> {
+    fn start(
+        &mut self,
+        active: &mut Active,
+        chain: Chain,
+        ram: &Arc<GuestRam>,
+    ) -> Result<u64, DeviceFailed> {
         let head = chain.head_index();
         let Some(parts) = self.buffers.split(chain, &active.dma) else {
             active.used = true;
@@ -244,7 +256,7 @@ impl Blk {
                 pending.used_len = pending.used_len.saturating_add(work.read_bytes);
                 pending.then_flush = active.writethrough
                     && matches!(work.first.0, BlockOp::Write | BlockOp::WriteZeroes { .. });
-                self.submit(active, pending, work).map(|()| bytes)
+                self.submit(active, pending, work, ram).map(|()| bytes)
             }
         }
     }
@@ -254,10 +266,8 @@ impl Blk {
         active: &mut Active,
         mut pending: Pending,
         work: Work,
+        ram: &Arc<GuestRam>,
     ) -> Result<(), DeviceFailed> {
-        let Ok(ram) = active.dma.ram() else {
-            return Ok(());
-        };
         let Some(index) = active.free.pop() else {
             return Err(DeviceFailed("more requests than the queue holds".into()));
         };
@@ -268,7 +278,7 @@ impl Blk {
                 op,
                 offset_bytes,
                 segments: std::mem::take(&mut data),
-                ram: ram.clone(),
+                ram: Arc::clone(ram),
                 token: index as u64,
             });
         }
@@ -335,14 +345,14 @@ impl Blk {
     }
 
     /// Gives back what the backend has finished.
-    fn complete(&mut self, active: &mut Active) -> Result<(), DeviceFailed> {
+    fn complete(&mut self, active: &mut Active, ram: &Arc<GuestRam>) -> Result<(), DeviceFailed> {
         loop {
             self.backend.poll(&mut self.done);
             let mut done = std::mem::take(&mut self.done);
             let mut again = false;
             let mut result = Ok(());
             for completion in done.drain(..) {
-                match self.complete_part(active, completion) {
+                match self.complete_part(active, completion, ram) {
                     Ok(submitted) => again |= submitted,
                     Err(e) => result = Err(e),
                 }
@@ -360,6 +370,7 @@ impl Blk {
         &mut self,
         active: &mut Active,
         completion: BlockCompletion,
+        ram: &Arc<GuestRam>,
     ) -> Result<bool, DeviceFailed> {
         let Some((index, pending)) = usize::try_from(completion.token)
             .ok()
@@ -383,16 +394,14 @@ impl Blk {
         if pending.parts > 0 {
             return Ok(false);
         }
-        if pending.then_flush
-            && let Ok(ram) = active.dma.ram()
-        {
+        if pending.then_flush {
             pending.then_flush = false;
             pending.parts = 1;
             self.backend.submit(BlockRequest {
                 op: BlockOp::Flush,
                 offset_bytes: 0,
                 segments: Vec::new(),
-                ram: ram.clone(),
+                ram: Arc::clone(ram),
                 token: completion.token,
             });
             return Ok(true);

@@ -1,4 +1,6 @@
 //! virtio-console with one port (virtio 1.3, 5.3).
+//!
+//! Output that the port has no room for stays in the driver's queue.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -8,10 +10,10 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 use super::queue::{Chain, VirtQueue};
-use super::rerun::Rerun;
-use crate::console::CharBackend;
+use crate::console::Port;
 use crate::dma::{DmaMem, GuestRam};
 use crate::ratelimit::RateLimiter;
+use crate::rerun::Rerun;
 
 /// Console device (5.3.1).
 const DEVICE_ID: u16 = 3;
@@ -32,7 +34,7 @@ const MIN_WORK: usize = 64;
 
 /// A virtio console.
 pub struct Console {
-    port: Port,
+    line: Line,
     rerun: Rerun,
     active: Option<Active>,
 }
@@ -45,23 +47,11 @@ struct Active {
     output: Option<Output>,
 }
 
-/// What a port is, driver or not.
-struct Port {
+/// What there is, driver or not.
+struct Line {
     name: String,
-    backend: Box<dyn CharBackend>,
-    input: Input,
+    port: Port,
     limiter: RateLimiter,
-}
-
-/// What is known of the backend's input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Input {
-    /// There is none now; the backend will announce more.
-    None,
-    /// There may be some, which the backend will not announce again.
-    Waiting,
-    /// There will never be any more.
-    Ended,
 }
 
 /// A chain of output that is being written.
@@ -74,13 +64,13 @@ struct Output {
     rest: usize,
 }
 
-impl Port {
-    /// Gives the driver what the backend has, as far as there are buffers; true if there is more to do.
+impl Line {
+    /// Gives the driver what has come, as far as there are buffers; true if there is more to do.
     fn receive(&mut self, queue: &mut VirtQueue, ram: &GuestRam) -> Result<bool, DeviceFailed> {
         let mut chunk = [0; CHUNK_BYTES];
         let mut work = WORK_PER_CALL;
         queue.disable_notification()?;
-        while self.input == Input::Waiting && work > 0 {
+        while self.port.has_input() && work > 0 {
             work = work.saturating_sub(MIN_WORK);
             let Some(chain) = queue.pop()? else {
                 if queue.enable_notification()? {
@@ -89,43 +79,19 @@ impl Port {
                 break;
             };
             let head = chain.head_index();
-            // No more is read than the driver has room for: the rest stays where it holds back its writer.
+            // No more is taken than the driver has room for.
             let room = writable_bytes(chain.clone()).min(CHUNK_BYTES);
-            let mut written = 0;
-            if room > 0 {
-                let len = self.read(&mut chunk[..room]);
-                if len == 0 {
-                    queue.undo_pop();
-                    break;
-                }
-                work = work.saturating_sub(len);
-                written = scatter(ram, chain, &chunk[..len]);
-            }
+            let len = self.port.receive(&mut chunk[..room]);
+            work = work.saturating_sub(len);
+            let written = scatter(ram, chain, &chunk[..len]);
             queue.add_used(head, written)?;
         }
         queue.notify()?;
-        Ok(self.input == Input::Waiting && work == 0)
+        Ok(self.port.has_input() && work == 0)
     }
 
-    /// Reads from the backend. When there is nothing, says so in `input`.
-    fn read(&mut self, data: &mut [u8]) -> usize {
-        loop {
-            match self.backend.read(data) {
-                Ok(0) => self.input = Input::Ended,
-                Ok(len) => return len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        self.complain("input", &error);
-                    }
-                    self.input = Input::None;
-                }
-            }
-            return 0;
-        }
-    }
-
-    /// Writes what the driver made available, going on with `output`; true if there is more to do.
+    /// Sends what the driver made available, going on with `output`, while the port has room; true if there is more
+    /// to do at once.
     fn transmit(
         &mut self,
         queue: &mut VirtQueue,
@@ -136,7 +102,7 @@ impl Port {
         let mut work = WORK_PER_CALL;
         let mut idle = false;
         queue.disable_notification()?;
-        while work > 0 {
+        while work > 0 && !self.port.is_full() {
             work = work.saturating_sub(MIN_WORK);
             let Some(current) = output else {
                 *output = queue.pop()?.map(Output::new);
@@ -161,14 +127,13 @@ impl Port {
                 current.rest = 0;
                 continue;
             }
-            current.addr.0 += len as u64;
-            current.rest -= len;
-            if let Err(error) = self.backend.write(data) {
-                self.complain("output", &error);
-            }
+            // All of it, but for a port that has become full in the meantime.
+            let sent = self.port.send(data).min(len);
+            current.addr.0 += sent as u64;
+            current.rest -= sent;
         }
         queue.notify()?;
-        Ok(!idle)
+        Ok(!idle && !self.port.is_full())
     }
 
     fn complain(&self, what: &str, error: &dyn std::fmt::Display) {
@@ -233,16 +198,15 @@ fn scatter(ram: &GuestRam, chain: Chain, mut data: &[u8]) -> u32 {
 }
 
 impl Console {
-    /// A console device `name` between a driver and `backend`.
+    /// A console device `name` between a driver and `port`.
     ///
     /// # Errors
     /// The host has no eventfd left.
-    pub fn new(name: String, backend: Box<dyn CharBackend>) -> io::Result<Self> {
+    pub fn new(name: String, port: Port) -> io::Result<Self> {
         Ok(Self {
-            port: Port {
+            line: Line {
                 name,
-                backend,
-                input: Input::Waiting,
+                port,
                 limiter: RateLimiter::default(),
             },
             rerun: Rerun::new()?,
@@ -251,10 +215,10 @@ impl Console {
     }
 
     fn receive(&mut self) -> Result<(), DeviceFailed> {
-        if self.port.input == Input::Waiting
+        if self.line.port.has_input()
             && let Some(active) = &mut self.active
             && let Ok(ram) = active.dma.ram()
-            && self.port.receive(&mut active.receive, ram)?
+            && self.line.receive(&mut active.receive, ram)?
         {
             self.rerun.ask();
         }
@@ -265,7 +229,7 @@ impl Console {
         if let Some(active) = &mut self.active
             && let Ok(ram) = active.dma.ram()
             && self
-                .port
+                .line
                 .transmit(&mut active.transmit, &mut active.output, ram)?
         {
             self.rerun.ask();
@@ -278,7 +242,7 @@ impl VirtioDevice for Console {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             device_id: DEVICE_ID,
-            name: self.port.name.clone(),
+            name: self.line.name.clone(),
             features: 0,
             queue_sizes: vec![QUEUE_SIZE, QUEUE_SIZE],
             config_len: CONFIG_BYTES,
@@ -301,8 +265,7 @@ impl VirtioDevice for Console {
             transmit,
             output: None,
         });
-        // Input that came before the driver is not announced again, and the driver may have filled its queues
-        // already.
+        // Input may have come before the driver, which may have filled its queues already.
         self.rerun.ask();
         Ok(())
     }
@@ -321,17 +284,20 @@ impl VirtioDevice for Console {
 
     fn backend_events(&self) -> Vec<(RawFd, EventSet)> {
         let mut events = vec![self.rerun.event()];
-        if let Some(fd) = self.port.backend.poll_fd() {
-            events.push((fd, EventSet::IN | EventSet::EDGE_TRIGGERED));
+        if let Some(fd) = self.line.port.poll_fd() {
+            events.push((fd, EventSet::IN));
         }
         events
     }
 
     fn process_backend(&mut self, fd: RawFd, _events: EventSet) -> Result<(), DeviceFailed> {
-        if self.rerun.clear(fd) {
+        let output_held = self.line.port.is_full();
+        let more = self.rerun.clear(fd);
+        if !more {
+            self.line.port.serve();
+        }
+        if more || (output_held && !self.line.port.is_full()) {
             self.transmit()?;
-        } else if self.port.input == Input::None {
-            self.port.input = Input::Waiting;
         }
         self.receive()
     }

@@ -20,7 +20,6 @@ mod pci_tests;
 mod queue;
 #[cfg(test)]
 mod queue_tests;
-mod rerun;
 mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod test_driver;

@@ -131,11 +131,11 @@ impl VirtQueue {
     /// # Errors
     /// The rings are not in RAM.
     pub fn notify(&mut self) -> Result<(), DeviceFailed> {
-        let new = Wrapping(self.queue.next_used());
-        let old = std::mem::replace(&mut self.notified_used, new);
         let Ok(ram) = self.dma.ram() else {
             return Ok(());
         };
+        let new = Wrapping(self.queue.next_used());
+        let old = std::mem::replace(&mut self.notified_used, new);
         if new == old {
             return Ok(());
         }

@@ -7,9 +7,9 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 
 use super::queue::{Chain, VirtQueue};
-use super::rerun::Rerun;
 use super::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 use crate::dma::{DmaMem, GuestRam};
+use crate::rerun::Rerun;
 
 /// `VIRTIO_ID_RNG` (virtio 1.3, 5).
 const DEVICE_ID: u16 = 4;

@@ -10,17 +10,20 @@ mod uring;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 pub use open::{DiskError, LockKind};
 
 use self::job::Job;
 use self::open::DirectAlignment;
 use self::sync::SyncEngine;
+use self::sys::HostBuffers;
 use self::uring::Uring;
 use super::{BlockBackend, BlockCompletion, BlockInfo, BlockOp, BlockRequest};
 
@@ -44,6 +47,8 @@ pub struct RawFile {
     info: BlockInfo,
     direct: Option<DirectAlignment>,
     block_device: bool,
+    /// The flags for `preadv2(2)` with which a read does not wait for the medium, if there are any.
+    now_flags: Option<i32>,
     /// Finished without the engine: refused, or nothing to do.
     ready: Vec<BlockCompletion>,
 }
@@ -78,14 +83,42 @@ impl RawFile {
             info: disk.info,
             direct: disk.direct,
             block_device: disk.block_device,
+            now_flags: disk.now_flags,
             ready: Vec::new(),
         })
+    }
+
+    fn file(&self) -> &File {
+        match &self.engine {
+            Engine::Uring(uring) => uring.file(),
+            Engine::Sync(sync) => sync.file(),
+        }
     }
 }
 
 impl BlockBackend for RawFile {
     fn info(&self) -> &BlockInfo {
         &self.info
+    }
+
+    fn read_now(&mut self, request: &BlockRequest) -> bool {
+        let (Some(flags), BlockOp::Read) = (self.now_flags, request.op) else {
+            return false;
+        };
+        let (Ok(len), Ok(buffers)) = (
+            request.check(&self.info),
+            HostBuffers::guest(Arc::clone(&request.ram), &request.segments),
+        ) else {
+            return false;
+        };
+        match sys::read(self.file(), &buffers, request.offset_bytes, flags) {
+            Ok(bytes) => bytes == len,
+            Err(Errno::OPNOTSUPP) => {
+                self.now_flags = None;
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     fn submit(&mut self, request: BlockRequest) {
@@ -137,11 +170,7 @@ impl Drop for RawFile {
     fn drop(&mut self) {
         let mut done = Vec::new();
         self.drain(&mut done);
-        let file = match &self.engine {
-            Engine::Uring(uring) => uring.file(),
-            Engine::Sync(sync) => sync.file(),
-        };
         // The kernel may hold on to the file a moment longer; the next run should not have to wait for that.
-        let _ = flock(file, FlockOperation::Unlock);
+        let _ = flock(self.file(), FlockOperation::Unlock);
     }
 }

@@ -166,6 +166,8 @@ pub(super) struct OpenDisk {
     /// None when the page cache is used: any buffer will do.
     pub direct: Option<DirectAlignment>,
     pub block_device: bool,
+    /// The flags for `preadv2(2)` with which a read does not wait for the medium, if there are any.
+    pub now_flags: Option<i32>,
 }
 
 /// Opens, locks and measures the disk at `path`.
@@ -216,7 +218,6 @@ pub(super) fn open(path: &Path, options: RawOptions) -> Result<OpenDisk, DiskErr
         });
     }
     Ok(OpenDisk {
-        file,
         info: BlockInfo {
             size_bytes,
             logical_block_bytes: logical,
@@ -225,9 +226,29 @@ pub(super) fn open(path: &Path, options: RawOptions) -> Result<OpenDisk, DiskErr
             discard: !options.read_only,
             write_zeroes: !options.read_only,
         },
+        now_flags: now_flags(&file, options.direct, block_device),
+        file,
         direct,
         block_device,
     })
+}
+
+/// The flags for `preadv2(2)` with which a read does not wait for the medium. Direct I/O always does, but where the
+/// files are in memory no read does, and there the kernel does not know the flag.
+fn now_flags(file: &File, direct: bool, block_device: bool) -> Option<i32> {
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    let in_memory = || {
+        rustix::fs::fstatfs(file)
+            .is_ok_and(|fs| matches!(fs.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC))
+    };
+    // A block device's own file is in memory too.
+    if !block_device && in_memory() {
+        Some(0)
+    } else if direct {
+        None
+    } else {
+        Some(libc::RWF_NOWAIT)
+    }
 }
 
 /// What the guest is told: a power of two, not less than a logical block, and not absurd.

@@ -202,6 +202,22 @@ pub(super) fn transfer(
     u64::try_from(result).map_err(|_| last_errno())
 }
 
+/// `preadv2(2)` with `flags` (`RWF_*`); returns the bytes read, which may be fewer than there is room for.
+pub(super) fn read(
+    file: &File,
+    buffers: &HostBuffers,
+    offset_bytes: u64,
+    flags: i32,
+) -> Result<u64, Errno> {
+    let iovecs = buffers.iovecs();
+    let count = libc::c_int::try_from(iovecs.len()).map_err(|_| Errno::INVAL)?;
+    let offset = libc::off_t::try_from(offset_bytes).map_err(|_| Errno::INVAL)?;
+    // SAFETY: `buffers` keeps the memory behind its iovecs alive, and that may be written: zeroes are never read into.
+    // No Rust reference to it is held during the call.
+    let result = unsafe { libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, flags) };
+    u64::try_from(result).map_err(|_| last_errno())
+}
+
 /// `BLKDISCARD`: the block device may forget the range.
 pub(super) fn discard_blocks(file: &File, offset_bytes: u64, len_bytes: u64) -> Result<u64, Errno> {
     let range = [offset_bytes, len_bytes];

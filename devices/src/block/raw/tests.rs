@@ -1,9 +1,11 @@
 //! Real files, both engines.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::sync::Arc;
 
+use rustix::fs::MemfdFlags;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -374,4 +376,54 @@ fn a_file_that_may_only_be_read_says_so() {
         open_error(&path, RawOptions::default())
     };
     assert!(error.contains("can be read but not written; add readonly=on"));
+}
+
+#[test]
+fn what_the_page_cache_holds_is_read_at_once() {
+    with_engines(MODES[0], |disk, path| {
+        let expected = fs::read(path).unwrap();
+        let ram = test_ram(0x10000);
+        let read = request(&ram, BlockOp::Read, 4096, &[(0x1003, 1000), (0x3000, 24)]);
+        assert!(disk.read_now(&read));
+        assert!(guest_bytes(&ram, 0x1003, 1000) == expected[4096..5096]);
+        assert!(guest_bytes(&ram, 0x3000, 24) == expected[5096..5120]);
+        for (op, offset, segment) in [
+            (BlockOp::Write, 0, (0x1000, 512)),
+            (BlockOp::Flush, 0, (0x1000, 0)),
+            (BlockOp::Read, SIZE, (0x1000, 512)),
+            (BlockOp::Read, 100, (0x1000, 512)),
+            (BlockOp::Read, 0, (0x1_0000, 512)),
+        ] {
+            assert!(!disk.read_now(&request(&ram, op, offset, &[segment])));
+        }
+        assert!(fs::read(path).unwrap() == expected);
+        // Cut short behind our back: what is left is not enough.
+        File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_len(4608)
+            .unwrap();
+        assert!(!disk.read_now(&read));
+    });
+}
+
+#[test]
+fn direct_reads_are_not_made_at_once() {
+    with_engines(MODES[1], |disk, _| {
+        let ram = test_ram(0x10000);
+        assert!(!disk.read_now(&request(&ram, BlockOp::Read, 0, &[(0x1000, 4096)])));
+    });
+}
+
+#[test]
+fn a_file_in_memory_is_read_at_once() {
+    let memory = File::from(rustix::fs::memfd_create(c"disk", MemfdFlags::CLOEXEC).unwrap());
+    memory.set_len(SIZE).unwrap();
+    memory.write_all_at(&[5; 512], 1024).unwrap();
+    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    let mut disk = RawFile::open(Path::new(&path), MODES[0]).unwrap();
+    let ram = test_ram(0x10000);
+    assert!(disk.read_now(&request(&ram, BlockOp::Read, 1024, &[(0x1000, 512)])));
+    assert_eq!(guest_bytes(&ram, 0x1000, 512), [5; 512]);
 }

@@ -22,10 +22,10 @@ use self::ctrl::CtrlQueue;
 use self::rx::{RxOutcome, RxQueue};
 use self::tx::{TxOutcome, TxQueue};
 use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
-use super::rerun::Rerun;
 use crate::dma::DmaMem;
 use crate::net::{MacAddr, NetBackend, NetOffloads};
 use crate::ratelimit::RateLimiter;
+use crate::rerun::Rerun;
 
 /// Network device (5.1.1).
 const DEVICE_ID: u16 = 1;
