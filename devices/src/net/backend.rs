@@ -26,12 +26,15 @@ bitflags! {
     }
 }
 
-/// Frames in, frames out, each behind a header of [`VNET_HEADER_BYTES`]. All calls come on the event loop.
+/// Frames in, frames out, each behind a header of [`VNET_HEADER_BYTES`]. One call at a time; they come on the event loop,
+/// and [`NetBackend::send`] on vCPU threads too, so none of them may block.
 pub trait NetBackend: Send {
-    /// Sends one frame, header first. The slices are in guest RAM, so their bytes may change under the call.
+    /// Sends one frame, header first. The slices may be in guest RAM, so their bytes may change under the call.
+    /// Some may be empty.
     ///
     /// # Errors
-    /// `WouldBlock` when the host takes no more now: [`NetBackend::poll_fd`] becomes writable when it does again.
+    /// `WouldBlock` when the host takes no more now: [`NetBackend::poll_fd`] becomes writable when it does again, and
+    /// the same frame is to be offered then, since a part of it may be on its way.
     /// Anything else loses this frame only.
     fn send(&mut self, frame: &[VolatileSlice<'_>]) -> io::Result<usize>;
 
@@ -48,7 +51,7 @@ pub trait NetBackend: Send {
     /// What the host said.
     fn set_offloads(&mut self, offloads: NetOffloads) -> io::Result<()>;
 
-    /// Readable when a frame waits, writable when one can be sent; one fd for life. None if nothing ever comes and
-    /// sending never blocks.
+    /// Readable when a frame waits, writable when one can be sent; one fd for life, to be watched edge-triggered: it
+    /// stays readable for good once its other end is gone. None if nothing ever comes and sending never blocks.
     fn poll_fd(&self) -> Option<RawFd>;
 }

@@ -11,8 +11,12 @@ use vm_memory::VolatileSlice;
 
 use super::backend::{NetBackend, NetOffloads, VNET_HEADER_BYTES};
 use super::iovec::IoVecs;
+use super::netdev;
 
 const TUN_DEVICE: &str = "/dev/net/tun";
+
+/// The kernel puts the lowest free number in place of `%d`.
+const NEW_NAME: &str = "tripath%d";
 
 /// Flags of an interface (`/sys/class/net/NAME/flags`).
 const IFF_UP: u32 = libc::IFF_UP.cast_unsigned();
@@ -53,6 +57,20 @@ pub enum TapError {
     /// Another process is attached to it.
     #[error("TAP interface {0} is in use by another run")]
     Busy(String),
+    /// This user may not create interfaces.
+    #[error(
+        "no permission to create a TAP interface, which takes CAP_NET_ADMIN: run as root, or use the network that \
+         needs no root (--net user)"
+    )]
+    CreatePermission,
+    /// There is no such bridge.
+    #[error(
+        "bridge {0} does not exist: create it with 'ip link add {0} type bridge' and 'ip link set {0} up'"
+    )]
+    BridgeMissing(String),
+    /// The interface is something else.
+    #[error("{0} is not a bridge: create one with 'ip link add NAME type bridge'")]
+    NotBridge(String),
     /// Any other failure.
     #[error("TAP interface {name}: {action}: {error}")]
     Host {
@@ -67,6 +85,7 @@ pub enum TapError {
 
 /// A TAP interface, attached until dropped.
 pub struct Tap {
+    name: String,
     file: File,
     vecs: IoVecs,
 }
@@ -100,13 +119,46 @@ impl Tap {
         if multi_queue != 0 && sysfs.join("queues/tx-1").exists() {
             return Err(TapError::Busy(name.to_string()));
         }
-        ioctl::set_header(&file)
-            .and_then(|()| ioctl::set_offloads(&file, 0))
-            .map_err(|error| host(name, "setting up the frame header", error))?;
+        let tap = Self::attached(name, file)?;
         if read_hex(&sysfs.join("flags")).is_some_and(|flags| flags & IFF_UP == 0) {
             log::warn!("{name} is down: no frame passes until 'ip link set {name} up'");
         }
+        Ok(tap)
+    }
+
+    /// Creates a TAP interface, puts it on `bridge` if there is to be one, and switches it on. The kernel removes it
+    /// when this is dropped, and also when the process is killed.
+    ///
+    /// # Errors
+    /// [`TapError`].
+    pub fn create(bridge: Option<&str>) -> Result<Self, TapError> {
+        if let Some(bridge) = bridge {
+            check_bridge(bridge)?;
+        }
+        let file = open_driver(NEW_NAME)?;
+        let name = ioctl::attach(&file, NEW_NAME, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
+        let name = name.map_err(|error| may_create(NEW_NAME, "creating it", error))?;
+        let tap = Self::attached(&name, file)?;
+        if let Some(bridge) = bridge {
+            netdev::join_bridge(&name, bridge)
+                .map_err(|error| may_create(&name, "joining the bridge", error))?;
+        }
+        netdev::set_up(&name).map_err(|error| may_create(&name, "switching it on", error))?;
+        Ok(tap)
+    }
+
+    /// The interface's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn attached(name: &str, file: File) -> Result<Self, TapError> {
+        ioctl::set_header(&file)
+            .and_then(|()| ioctl::set_offloads(&file, 0))
+            .map_err(|error| host(name, "setting up the frame header", error))?;
         Ok(Self {
+            name: name.to_string(),
             file,
             vecs: IoVecs::default(),
         })
@@ -142,8 +194,8 @@ impl NetBackend for Tap {
     }
 }
 
-/// The directory of interface `name` in sysfs, which exists.
-fn sysfs_dir(name: &str) -> Result<PathBuf, TapError> {
+/// The directory of interface `name` in sysfs; none if there is no such interface.
+fn find_sysfs_dir(name: &str) -> Result<Option<PathBuf>, TapError> {
     let bad = |byte: u8| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0;
     if name.is_empty()
         || name.len() >= libc::IFNAMSIZ
@@ -154,10 +206,27 @@ fn sysfs_dir(name: &str) -> Result<PathBuf, TapError> {
         return Err(TapError::BadName(name.to_string()));
     }
     let dir = Path::new("/sys/class/net").join(name);
-    if dir.exists() {
-        Ok(dir)
+    Ok(dir.exists().then_some(dir))
+}
+
+fn sysfs_dir(name: &str) -> Result<PathBuf, TapError> {
+    find_sysfs_dir(name)?.ok_or_else(|| TapError::Missing(name.to_string()))
+}
+
+fn check_bridge(name: &str) -> Result<(), TapError> {
+    let dir = find_sysfs_dir(name)?.ok_or_else(|| TapError::BridgeMissing(name.to_string()))?;
+    if dir.join("bridge").exists() {
+        Ok(())
     } else {
-        Err(TapError::Missing(name.to_string()))
+        Err(TapError::NotBridge(name.to_string()))
+    }
+}
+
+/// The error of an action that only an administrator of the network may do.
+fn may_create(name: &str, action: &'static str, error: io::Error) -> TapError {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => TapError::CreatePermission,
+        _ => host(name, action, error),
     }
 }
 
@@ -209,8 +278,8 @@ mod ioctl {
         unused: [u8; 22],
     }
 
-    /// `TUNSETIFF`: attaches `file` to the interface (and would create it if it were not there).
-    pub fn attach(file: &File, name: &str, flags: u32) -> io::Result<()> {
+    /// `TUNSETIFF`: attaches `file` to the interface, or creates it if it is not there; returns its name.
+    pub fn attach(file: &File, name: &str, flags: u32) -> io::Result<String> {
         let mut request = IfReq {
             name: [0; libc::IFNAMSIZ],
             flags: u16::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?,
@@ -222,7 +291,9 @@ mod ioctl {
             *to = from;
         }
         // SAFETY: the request reads and writes a `struct ifreq`, which is 40 bytes like ours, within the call.
-        check(unsafe { ioctl_with_mut_ref(file, libc::TUNSETIFF, &mut request) })
+        check(unsafe { ioctl_with_mut_ref(file, libc::TUNSETIFF, &mut request) })?;
+        let name = request.name.split(|byte| *byte == 0).next();
+        Ok(String::from_utf8_lossy(name.unwrap_or_default()).into_owned())
     }
 
     /// Frames carry a little-endian `struct virtio_net_hdr_v1`.
@@ -271,6 +342,20 @@ mod tests {
              'ip tuntap add dev tripath-nosuch mode tap'"
         );
         assert!(!Path::new("/sys/class/net").join(name).exists());
+    }
+
+    #[test]
+    fn a_new_tap_joins_bridges_only() {
+        let error = |bridge| match Tap::create(Some(bridge)) {
+            Ok(_) => panic!("on {bridge}"),
+            Err(error) => error,
+        };
+        assert!(matches!(
+            error("tripath-nosuch"),
+            TapError::BridgeMissing(_)
+        ));
+        assert!(matches!(error("lo"), TapError::NotBridge(_)));
+        assert!(matches!(error("a/b"), TapError::BadName(_)));
     }
 
     #[test]
