@@ -13,11 +13,15 @@ pub mod block;
 pub mod bus;
 pub mod console;
 pub mod dma;
+pub mod ide;
 pub mod irq;
 pub mod legacy;
 pub mod net;
 pub mod pci;
+pub mod posted;
 pub mod ratelimit;
+pub mod recall;
+mod rerun;
 pub mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
