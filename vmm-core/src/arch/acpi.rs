@@ -59,6 +59,8 @@ pub struct AcpiConfig {
     pub cmos_rtc: bool,
     /// Whether there is a pvpanic port.
     pub pvpanic: bool,
+    /// Whether there is an IDE controller, whose fixed ports belong to PCI bus 0.
+    pub ide: bool,
     /// Populated slots of PCI bus 0, for the interrupt routing.
     pub pci_slots: Vec<u8>,
     /// 64-bit PCI memory window; none when empty. Must lie above all RAM.

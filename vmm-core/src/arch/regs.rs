@@ -14,6 +14,9 @@ const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 is always set.
 const RFLAGS: u64 = 2;
 
+/// 256 far pointers.
+const REAL_MODE_IDT_LIMIT: u16 = 0x3ff;
+
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -47,12 +50,25 @@ pub fn general(entry: &EntryPoint) -> kvm_regs {
             rflags: RFLAGS,
             ..Default::default()
         },
+        EntryPoint::RealMode { offset, .. } => kvm_regs {
+            rip: offset.into(),
+            rflags: RFLAGS,
+            ..Default::default()
+        },
     }
 }
 
 /// Segment and control registers at `entry`; `sregs` are those of the new vCPU.
 #[must_use]
 pub fn special(entry: &EntryPoint, mut sregs: kvm_sregs) -> kvm_sregs {
+    if let EntryPoint::RealMode { segment, .. } = *entry {
+        // The rest is as after a reset, which leaves real mode (SDM volume 3A, table 10-1), but with the vectors at 0.
+        sregs.cs.selector = segment;
+        sregs.cs.base = u64::from(segment) << 4;
+        sregs.idt.base = 0;
+        sregs.idt.limit = REAL_MODE_IDT_LIMIT;
+        return sregs;
+    }
     let long_mode = matches!(entry, EntryPoint::Linux64 { .. });
     sregs.cs = code_segment(long_mode);
     let data = data_segment();
@@ -177,6 +193,25 @@ mod tests {
         let sregs = special(&entry, kvm_sregs::default());
         assert_eq!((sregs.cs.l, sregs.cs.db), (0, 1));
         assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x11, 0, 0));
+    }
+
+    #[test]
+    fn real_mode_stays_as_after_a_reset_but_for_the_entry() {
+        let entry = EntryPoint::RealMode {
+            segment: 0xf000,
+            offset: 0xf380,
+        };
+        assert_eq!(general(&entry).rip, 0xf380);
+        let mut reset = kvm_sregs {
+            cr0: 0x6000_0010,
+            ..kvm_sregs::default()
+        };
+        reset.cs.base = 0xffff_0000;
+        reset.cs.limit = 0xffff;
+        let sregs = special(&entry, reset);
+        assert_eq!((sregs.cs.selector, sregs.cs.base), (0xf000, 0xf_0000));
+        assert_eq!((sregs.cr0, sregs.cs.limit), (0x6000_0010, 0xffff));
+        assert_eq!((sregs.idt.base, sregs.idt.limit), (0, 0x3ff));
     }
 
     #[test]

@@ -15,10 +15,11 @@ use super::BootError;
 const HEADER_OFFSET: usize = 0x1f1;
 const MAGIC_OFFSET: usize = 0x202;
 const MAGIC: &[u8] = b"HdrS";
-const SECTOR_BYTES: u64 = 512;
+pub(super) const SECTOR_BYTES: u64 = 512;
 /// Boot protocol 2.12 (Linux 3.8): `xloadflags` says whether there is a 64-bit entry point.
 const MIN_VERSION: u16 = 0x020c;
-const XLF_KERNEL_64: u16 = 1 << 0;
+/// Flag in `xloadflags`: there is a 64-bit entry point.
+pub(super) const XLF_KERNEL_64: u16 = 1 << 0;
 /// Flag in `loadflags`: the protected-mode kernel is loaded at 1 MiB.
 pub(super) const LOADED_HIGH: u8 = 1 << 0;
 /// The 64-bit entry point, from the start of the protected-mode kernel.
@@ -43,14 +44,8 @@ pub(super) fn is_bzimage(head: &[u8]) -> bool {
 }
 
 impl BzImage {
-    /// Parses and checks the header of a file of `file_bytes`; `path` is for messages.
-    pub fn parse(head: &[u8], file_bytes: u64, path: &Path) -> Result<Self, BootError> {
-        let header = read_header(head).ok_or_else(|| BootError::Truncated {
-            path: path.to_path_buf(),
-            part: "its setup header",
-            needed_bytes: (HEADER_OFFSET + size_of::<setup_header>()) as u64,
-            actual_bytes: file_bytes,
-        })?;
+    /// Checks the header of a file of `file_bytes`; `path` is for messages.
+    pub fn new(header: setup_header, file_bytes: u64, path: &Path) -> Result<Self, BootError> {
         let version = header.version;
         if version < MIN_VERSION {
             return Err(BootError::not_a_kernel(
@@ -69,12 +64,7 @@ impl BzImage {
         if flags & XLF_KERNEL_64 == 0 {
             return Err(BootError::not_a_kernel(path, "is a 32-bit kernel"));
         }
-        // "If it is 0, the real value is 4"; the boot sector is not counted.
-        let sectors = match header.setup_sects {
-            0 => 4,
-            sectors => u64::from(sectors),
-        };
-        let start = (sectors + 1) * SECTOR_BYTES;
+        let start = setup_bytes(&header);
         let end = start + u64::from(header.syssize) * 16;
         if end > file_bytes {
             return Err(BootError::Truncated {
@@ -114,6 +104,30 @@ impl BzImage {
     }
 }
 
+/// Bytes of boot sector and setup code, which the protected-mode kernel follows.
+pub(super) fn setup_bytes(header: &setup_header) -> u64 {
+    // "If it is 0, the real value is 4"; the boot sector is not counted.
+    let sectors = match header.setup_sects {
+        0 => 4,
+        sectors => u64::from(sectors),
+    };
+    (sectors + 1) * SECTOR_BYTES
+}
+
+/// The header at the start of a file of `file_bytes`; `path` is for messages.
+pub(super) fn parse_header(
+    head: &[u8],
+    file_bytes: u64,
+    path: &Path,
+) -> Result<setup_header, BootError> {
+    read_header(head).ok_or_else(|| BootError::Truncated {
+        path: path.to_path_buf(),
+        part: "its setup header",
+        needed_bytes: (HEADER_OFFSET + size_of::<setup_header>()) as u64,
+        actual_bytes: file_bytes,
+    })
+}
+
 /// The part of the file that is the setup header; a jump over it, at 0x200, says where it ends.
 fn read_header(head: &[u8]) -> Option<setup_header> {
     const JUMP_DISTANCE_OFFSET: usize = 0x201;
@@ -133,7 +147,9 @@ mod tests {
 
     fn parse(bytes: &[u8]) -> Result<BzImage, String> {
         assert!(is_bzimage(bytes));
-        BzImage::parse(bytes, bytes.len() as u64, Path::new("vmlinuz"))
+        let (len, path) = (bytes.len() as u64, Path::new("vmlinuz"));
+        parse_header(bytes, len, path)
+            .and_then(|header| BzImage::new(header, len, path))
             .map_err(|error| error.to_string())
     }
 

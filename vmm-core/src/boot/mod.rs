@@ -17,6 +17,7 @@ mod le;
 mod paging;
 mod params;
 mod pvh;
+mod realmode;
 mod scatter;
 #[cfg(test)]
 mod testing;
@@ -37,13 +38,14 @@ pub use error::{BootError, BootFile};
 pub use image::RamState;
 pub use paging::{BOOT_CS, BOOT_CS32, BOOT_DS, BOOT_TSS, GDT_ENTRIES};
 
-use crate::config::BootConfig;
+use crate::config::{BootConfig, CMDLINE_FOR_CONSOLE, CMDLINE_FOR_SERIAL};
 use crate::layout;
 use bzimage::BzImage;
 use cache::{Cache, Draft, HashingReader};
 use elf::{ElfProblem, Headers};
 use image::Image;
 use params::Params;
+use realmode::RealMode;
 use scatter::{Refusal, Scatter};
 use unpack::Format;
 
@@ -70,6 +72,14 @@ pub enum EntryPoint {
         /// Address of `struct hvm_start_info`.
         start_info: u32,
     },
+    /// Real mode, at the code that sets up the machine as a BIOS would and then enters a kernel by Linux's 16-bit boot
+    /// protocol; interrupts off.
+    RealMode {
+        /// Code segment.
+        segment: u16,
+        /// Instruction pointer.
+        offset: u16,
+    },
 }
 
 /// What to boot: opened, checked, and placed.
@@ -90,6 +100,7 @@ enum Kernel {
     BzImage(Box<BzImage>),
     Vmlinux(Image),
     Pvh { image: Image, eip: u32 },
+    RealMode(Box<RealMode>),
 }
 
 #[derive(Debug)]
@@ -159,9 +170,9 @@ impl BootSource {
         Ok(Self {
             path: path.clone(),
             file,
-            kernel,
             initrd,
-            cmdline: config.cmdline.clone(),
+            cmdline: kernel_cmdline(&kernel, &config.cmdline).to_owned(),
+            kernel,
             cache,
             cached: Mutex::new(cached),
         })
@@ -183,6 +194,12 @@ impl BootSource {
         state: RamState,
     ) -> Result<EntryPoint, BootError> {
         let entry = match &self.kernel {
+            Kernel::RealMode(kernel) => {
+                kernel
+                    .load(&self.file, ram, state)
+                    .map_err(|reason| self.read_error(reason))?;
+                layout::HIGH_RAM
+            }
             Kernel::BzImage(bzimage) => self.load_bzimage(bzimage, ram, state)?,
             Kernel::Vmlinux(image) | Kernel::Pvh { image, .. } => {
                 image
@@ -208,6 +225,7 @@ impl BootSource {
                     start_info: PVH_START_INFO,
                 });
             }
+            Kernel::RealMode(kernel) => return kernel.write_machine(ram, initrd.as_ref()),
             Kernel::BzImage(bzimage) => bzimage.header,
             Kernel::Vmlinux(_) => params::vmlinux_header(),
         };
@@ -357,7 +375,12 @@ impl Kernel {
             .map_err(|reason| BootError::read(BootFile::Kernel, path, reason))?;
         head.truncate(len);
         if bzimage::is_bzimage(&head) {
-            return BzImage::parse(&head, file_bytes, path)
+            let header = bzimage::parse_header(&head, file_bytes, path)?;
+            if realmode::is_for_real_mode(&header) {
+                return RealMode::new(header, file_bytes, path)
+                    .map(|kernel| Self::RealMode(Box::new(kernel)));
+            }
+            return BzImage::new(header, file_bytes, path)
                 .map(|bzimage| Self::BzImage(Box::new(bzimage)));
         }
         if !elf::is_elf(&head) {
@@ -411,6 +434,7 @@ impl Kernel {
     fn end(&self) -> u64 {
         match self {
             Self::BzImage(bzimage) => bzimage.memory.end,
+            Self::RealMode(kernel) => kernel.memory().end,
             Self::Vmlinux(image) | Self::Pvh { image, .. } => image
                 .segments
                 .iter()
@@ -427,7 +451,12 @@ impl Kernel {
             end,
             available_end: ram.low_end,
         };
+        let real_mode;
         let ranges = match self {
+            Self::RealMode(kernel) => {
+                real_mode = kernel.memory();
+                std::slice::from_ref(&real_mode)
+            }
             Self::BzImage(bzimage) => std::slice::from_ref(&bzimage.memory),
             Self::Vmlinux(image) | Self::Pvh { image, .. } => &image.segments,
         };
@@ -450,6 +479,7 @@ impl Kernel {
         let ours = layout::CMDLINE_MAX_BYTES - 1;
         match self {
             Self::BzImage(bzimage) => ours.min(u64::from(bzimage.header.cmdline_size)),
+            Self::RealMode(kernel) => ours.min(kernel.cmdline_max_bytes()),
             Self::Vmlinux(_) => u64::from(params::LINUX_CMDLINE_MAX_BYTES),
             Self::Pvh { .. } => ours,
         }
@@ -459,6 +489,7 @@ impl Kernel {
     fn initrd_addr_max(&self) -> u32 {
         match self {
             Self::BzImage(bzimage) => bzimage.header.initrd_addr_max,
+            Self::RealMode(kernel) => kernel.initrd_addr_max(),
             Self::Vmlinux(_) | Self::Pvh { .. } => params::LINUX_INITRD_ADDR_MAX,
         }
     }
@@ -522,6 +553,15 @@ fn open_file(what: BootFile, path: &Path) -> Result<(File, u64), BootError> {
             path: path.to_path_buf(),
         }),
         len => Ok((file, len)),
+    }
+}
+
+/// The command line for `kernel`: what is only a default, meant for Linux, says nothing to another program, and iPXE
+/// would run it as a command.
+fn kernel_cmdline<'a>(kernel: &Kernel, cmdline: &'a str) -> &'a str {
+    match (kernel, cmdline) {
+        (Kernel::RealMode(_), CMDLINE_FOR_SERIAL | CMDLINE_FOR_CONSOLE) => "",
+        _ => cmdline,
     }
 }
 

@@ -146,6 +146,20 @@ impl BzImageFile {
     }
 }
 
+/// A kernel for real mode: a boot sector, two sectors of setup code, 40 bytes of the rest, as iPXE's header is.
+pub(super) fn real_mode_kernel() -> Vec<u8> {
+    let mut image = vec![0; 0x600];
+    let mut set = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    set(0x1f1, &[2]);
+    set(0x1f4, &3u32.to_le_bytes()); // syssize: 48 bytes, eight more than there are
+    set(0x1fe, b"\x55\xaa\xeb\x66HdrS\x07\x02");
+    set(0x211, &[1]); // loadflags
+    set(0x22c, &u32::MAX.to_le_bytes()); // initrd_addr_max
+    set(0x238, &2047u32.to_le_bytes()); // cmdline_size
+    image.extend([0x66; 40]);
+    image
+}
+
 /// Every format that a kernel can be packed in.
 pub(super) const FORMATS: [Format; 4] = [Format::Gzip, Format::Lz4Legacy, Format::Xz, Format::Zstd];
 
@@ -161,7 +175,7 @@ pub(super) fn pack(format: Format, content: &[u8]) -> Vec<u8> {
         Format::Lz4Legacy => {
             let mut packed = 0x184c_2102u32.to_le_bytes().to_vec();
             for block in content.chunks(8 << 20) {
-                let block = lz4_flex::block::compress(block);
+                let block = lz4::block::compress(block, None, false).unwrap();
                 packed.extend((block.len() as u32).to_le_bytes());
                 packed.extend(block);
             }

@@ -1,4 +1,4 @@
-use super::testing::{BzImageFile, ElfFile, FORMATS, TestSegment, note, pack};
+use super::testing::{BzImageFile, ElfFile, FORMATS, TestSegment, note, pack, real_mode_kernel};
 use super::*;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -437,4 +437,49 @@ fn runs_that_race_all_get_their_kernel() {
         }
     });
     assert_eq!(fixture.cached_files().len(), 1);
+}
+
+#[test]
+fn a_kernel_for_real_mode_is_told_from_linux_and_gets_its_initramfs() {
+    let fixture = Fixture::new(&real_mode_kernel()).with_initrd(b"#!ipxe\n");
+    let (source, ram) = (fixture.open().unwrap(), used_ram());
+    let entry = source.load(&ram, layout::RSDP, RamState::Used).unwrap();
+    assert!(matches!(entry, EntryPoint::RealMode { .. }));
+    source.fill_cache();
+    assert!(fixture.cached_files().is_empty());
+    let header = layout::REAL_MODE_KERNEL;
+    let initrd: u32 = ram.read_obj(GuestAddress(header + 0x218)).unwrap();
+    assert_eq!(u64::from(initrd), RAM_BYTES - PAGE_BYTES);
+    assert_eq!(
+        memory(&ram, RAM_BYTES - PAGE_BYTES..RAM_BYTES)[..7],
+        *b"#!ipxe\n"
+    );
+    let cmdline = layout::CMDLINE..layout::CMDLINE + 6;
+    assert_eq!(
+        memory(&ram, cmdline.clone())[0],
+        0,
+        "the default is Linux's"
+    );
+    let mut fixture = fixture;
+    fixture.config.cmdline = "shell".into();
+    let source = fixture.open().unwrap();
+    source.load(&ram, layout::RSDP, RamState::Used).unwrap();
+    assert_eq!(memory(&ram, cmdline), b"shell\0");
+}
+
+#[test]
+fn a_kernel_for_real_mode_must_fit() {
+    let mut kernel = real_mode_kernel();
+    kernel.resize(0x600 + (4 << 20), 0);
+    kernel[0x1f4..0x1f8].copy_from_slice(&((4u32 << 20) / 16).to_le_bytes());
+    assert_eq!(
+        Fixture::new(&kernel).problem(),
+        "kernel kernel: occupies memory up to 5 MiB, the machine has 4 MiB there; give it more memory"
+    );
+    let initrd = vec![0; 3 << 20];
+    let fixture = Fixture::new(&real_mode_kernel()).with_initrd(&initrd);
+    assert!(fixture.problem().contains("give the machine more memory"));
+    let mut fixture = Fixture::new(&real_mode_kernel());
+    fixture.config.cmdline = "x".repeat(2048);
+    assert!(fixture.problem().contains("at most 2047"));
 }

@@ -4,6 +4,8 @@
 
 use std::io::{self, BufReader, ErrorKind, Read};
 
+use lz4::block::decompress_to_buffer;
+
 use super::BUFFER_BYTES;
 
 /// How a payload is compressed.
@@ -20,9 +22,9 @@ pub(super) enum Format {
 }
 
 const LZ4_MAGIC: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
-const LZ4_BLOCK_BYTES: usize = 8 << 20;
+const LZ4_BLOCK_BYTES: i32 = 8 << 20;
 /// A block that does not compress grows by one byte in 255.
-const LZ4_MAX_PACKED_BYTES: u64 = (LZ4_BLOCK_BYTES + LZ4_BLOCK_BYTES / 255 + 16) as u64;
+const LZ4_MAX_PACKED_BYTES: u64 = LZ4_BLOCK_BYTES as u64 * 256 / 255 + 16;
 
 impl Format {
     /// Tells the format by its magic.
@@ -95,14 +97,14 @@ pub(super) fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usiz
     Ok(len)
 }
 
-/// lz4_flex knows lz4's frames of today, and the blocks that both kinds are made of.
+/// The crate knows lz4's frames of today, and the blocks that both kinds are made of.
 fn unpack_lz4(
     mut packed: impl Read,
     sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     let bad = |text: &str| io::Error::new(ErrorKind::InvalidData, text);
     let mut block = Vec::new();
-    let mut unpacked = vec![0; LZ4_BLOCK_BYTES];
+    let mut unpacked = vec![0; LZ4_BLOCK_BYTES as usize];
     loop {
         let mut size = [0; 4];
         match fill(&mut packed, &mut size)? {
@@ -122,8 +124,7 @@ fn unpack_lz4(
         if (&mut packed).take(size).read_to_end(&mut block)? as u64 != size {
             return Err(bad("the last lz4 block is cut short"));
         }
-        let len = lz4_flex::block::decompress_into(&block, &mut unpacked)
-            .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        let len = decompress_to_buffer(&block, Some(LZ4_BLOCK_BYTES), &mut unpacked)?;
         sink(&unpacked[..len])?;
     }
 }

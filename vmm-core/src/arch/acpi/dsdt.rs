@@ -82,6 +82,14 @@ fn pci_host_bridge(config: &AcpiConfig) -> Vec<u8> {
         port(layout::PCI_IO.end - 1),
         None,
     );
+    // Ports that an IDE function has without BARs. The guest uses only what a window of the bridge holds; Linux takes no
+    // window of a single port.
+    let ide: Vec<_> = layout::IDE_COMMAND_PORTS
+        .into_iter()
+        .chain(layout::IDE_CONTROL_PORTS)
+        .filter(|_| config.ide)
+        .map(|start| AddressSpace::new_io(port(start & !7), port(start | 7), None))
+        .collect();
     let uncached = AddressSpaceCacheable::NotCacheable;
     let mmio32 = AddressSpace::new_memory(
         uncached,
@@ -94,6 +102,7 @@ fn pci_host_bridge(config: &AcpiConfig) -> Vec<u8> {
     let mmio64 = (window.start < window.end)
         .then(|| AddressSpace::new_memory(uncached, true, window.start, window.end - 1, None));
     let mut resources: Vec<&dyn Aml> = vec![&bus, &config_ports, &io, &mmio32];
+    resources.extend(ide.iter().map(|window| window as &dyn Aml));
     if let Some(mmio64) = &mmio64 {
         resources.push(mmio64);
     }

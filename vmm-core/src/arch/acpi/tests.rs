@@ -8,6 +8,7 @@ fn config(cpus: u32) -> AcpiConfig {
         i8042: true,
         cmos_rtc: true,
         pvpanic: true,
+        ide: true,
         pci_slots: vec![1, 2, 31],
         pci_mmio64: 0x4_0000_0000..0x8_0000_0000,
         s5_sleep_type: 5,
