@@ -6,7 +6,8 @@
 use thiserror::Error;
 use vmm_core::config::text::{ByteSize, ValueError};
 use vmm_core::config::{
-    CpuConfig, DiskConfig, DiskInterface, MemoryConfig, NetConfig, NetInterface,
+    CpuConfig, DiskConfig, DiskInterface, DiskMedia, HostForward, MemoryConfig, NetConfig,
+    NetInterface, NetTable, NetTableError,
 };
 
 /// What is wrong with an option's value.
@@ -53,18 +54,33 @@ pub enum ArgError {
     /// A value of a form of its own.
     #[error(transparent)]
     Value(#[from] ValueError),
+    /// Keys of a network interface that do not go together.
+    #[error(transparent)]
+    Net(#[from] NetTableError),
 }
 
 /// The value of `--disk`.
 pub fn disk(text: &str) -> Result<DiskConfig, ArgError> {
     let mut pairs = Pairs::parse(
         split_at_commas(text),
-        &["path", "if", "readonly", "direct", "serial"],
+        &["path", "if", "media", "readonly", "direct", "serial"],
     )?;
     Ok(DiskConfig {
         path: pairs.required("path")?.into(),
         interface: pairs
-            .choice("if", &[("virtio", DiskInterface::Virtio)])?
+            .choice(
+                "if",
+                &[
+                    ("virtio", DiskInterface::Virtio),
+                    ("ide", DiskInterface::Ide),
+                ],
+            )?
+            .unwrap_or_default(),
+        media: pairs
+            .choice(
+                "media",
+                &[("disk", DiskMedia::Disk), ("cdrom", DiskMedia::Cdrom)],
+            )?
             .unwrap_or_default(),
         readonly: pairs.on_off("readonly")?.unwrap_or(false),
         direct: pairs.on_off("direct")?.unwrap_or(false),
@@ -72,16 +88,37 @@ pub fn disk(text: &str) -> Result<DiskConfig, ArgError> {
     })
 }
 
-/// The value of `--net`.
+/// The value of `--net`. `user` may stand for `user=on`, and `hostfwd=` may be repeated.
 pub fn net(text: &str) -> Result<NetConfig, ArgError> {
-    let mut pairs = Pairs::parse(split_at_commas(text), &["tap", "if", "mac"])?;
-    Ok(NetConfig {
-        tap: pairs.required("tap")?,
+    let mut forwards = Vec::new();
+    let mut parts = split_at_commas(text);
+    parts.retain_mut(|part| {
+        if part == "user" {
+            part.push_str("=on");
+        }
+        let forward = part.strip_prefix("hostfwd=").map(str::parse::<HostForward>);
+        let is_forward = forward.is_some();
+        forwards.extend(forward);
+        !is_forward
+    });
+    let mut pairs = Pairs::parse(parts, &["user", "tap", "bridge", "hostfwd", "if", "mac"])?;
+    let table = NetTable {
+        user: pairs.on_off("user")?.unwrap_or(false),
+        tap: pairs.take("tap"),
+        bridge: pairs.take("bridge"),
+        hostfwd: forwards.into_iter().collect::<Result<_, _>>()?,
         interface: pairs
-            .choice("if", &[("virtio", NetInterface::Virtio)])?
+            .choice(
+                "if",
+                &[
+                    ("virtio", NetInterface::Virtio),
+                    ("e1000", NetInterface::E1000),
+                ],
+            )?
             .unwrap_or_default(),
         mac: pairs.take("mac"),
-    })
+    };
+    Ok(table.try_into()?)
 }
 
 /// The value of `--cpus`.
@@ -204,6 +241,7 @@ mod tests {
             Ok(DiskConfig {
                 path: "/a=b,c".into(),
                 interface: DiskInterface::Virtio,
+                media: DiskMedia::Disk,
                 readonly: true,
                 direct: false,
                 serial: Some("S1".into()),
@@ -217,17 +255,37 @@ mod tests {
             r#"
             cpus = { count = 4, affinity = ["0@0-1", "1@2"] }
             memory = { size = "1G", memfd = true, thp = false }
-            disk = [{ path = "d", if = "virtio", readonly = true, direct = true, serial = "S" }, { path = "e" }]
-            net = [{ tap = "t", if = "virtio", mac = "m" }, { tap = "u" }]
+            disk = [{ path = "d", if = "virtio", readonly = true, direct = true, serial = "S" }, { path = "e" },
+                { path = "f", if = "ide", media = "cdrom" }]
+            net = [
+                { tap = "t", if = "virtio", mac = "m" },
+                { tap = "u", if = "e1000" },
+                { tap = "auto" },
+                { tap = "auto", bridge = "br0" },
+                { user = true },
+                { user = true, hostfwd = ["tcp:8080-80", "udp:127.0.0.1:53-53"], mac = "m" },
+            ]
             "#,
         )
         .unwrap();
         assert_eq!(file.cpus, cpus("4,affinity=0@0-1:1@2").ok());
         assert_eq!(file.memory, memory("1G,memfd=on,thp=off").ok());
-        let disks = ["path=d,if=virtio,readonly=on,direct=on,serial=S", "path=e"]
-            .map(|text| disk(text).unwrap());
+        let disks = [
+            "path=d,if=virtio,readonly=on,direct=on,serial=S",
+            "path=e",
+            "path=f,if=ide,media=cdrom",
+        ]
+        .map(|text| disk(text).unwrap());
         assert_eq!(file.disk.unwrap(), disks);
-        let nets = ["tap=t,if=virtio,mac=m", "tap=u"].map(|text| net(text).unwrap());
+        let nets = [
+            "tap=t,if=virtio,mac=m",
+            "tap=u,if=e1000",
+            "tap=auto",
+            "bridge=br0,tap=auto",
+            "user",
+            "user,hostfwd=tcp:8080-80,mac=m,hostfwd=udp:127.0.0.1:53-:53",
+        ]
+        .map(|text| net(text).unwrap());
         assert_eq!(file.net.unwrap(), nets);
     }
 
@@ -276,7 +334,7 @@ mod tests {
 
     #[test]
     fn every_mistake_has_its_line() {
-        let disk_keys = "path, if, readonly, direct, serial";
+        let disk_keys = "path, if, media, readonly, direct, serial";
         for (result, message) in [
             (
                 disk("a.img").map(drop),
@@ -308,13 +366,42 @@ mod tests {
                 "key \"readonly\" does not take \"yes\" (it takes on, off, true, false)".into(),
             ),
             (
-                disk("path=a,if=ide").map(drop),
-                "key \"if\" does not take \"ide\" (it takes virtio)".into(),
+                disk("path=a,if=scsi").map(drop),
+                "key \"if\" does not take \"scsi\" (it takes virtio, ide)".into(),
             ),
-            (net("mac=a").map(drop), "key \"tap\" is missing".into()),
             (
-                net("tap=a,if=e1000").map(drop),
-                "key \"if\" does not take \"e1000\" (it takes virtio)".into(),
+                disk("path=a,media=floppy").map(drop),
+                "key \"media\" does not take \"floppy\" (it takes disk, cdrom)".into(),
+            ),
+            (
+                net("mac=a").map(drop),
+                "a network interface lacks its network: give it \"user\" (no root needed), tap=NAME (a TAP that \
+                 exists) or tap=auto (a new one)"
+                    .into(),
+            ),
+            (
+                net("user,user").map(drop),
+                "key \"user\" is given twice".into(),
+            ),
+            (
+                net("user,tap=a").map(drop),
+                "a network interface has either \"user\" or a TAP: give two interfaces for both networks".into(),
+            ),
+            (
+                net("usr").map(drop),
+                "\"usr\" is not KEY=VALUE (the keys are user, tap, bridge, hostfwd, if, mac; a comma within a value \
+                 is written twice)"
+                    .into(),
+            ),
+            (
+                net("user,hostfwd=80").map(drop),
+                "\"80\" is not a forwarded port: write tcp:HOST-GUEST or udp:HOST-GUEST with ports from 1 to 65535, \
+                 such as tcp:8080-80 or, for one address of the host, tcp:127.0.0.1:8080-80"
+                    .into(),
+            ),
+            (
+                net("tap=a,if=ne2000").map(drop),
+                "key \"if\" does not take \"ne2000\" (it takes virtio, e1000)".into(),
             ),
             (
                 cpus("two").map(drop),

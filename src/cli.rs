@@ -104,22 +104,29 @@ pub struct RunArgs {
     /// The guest sees the disks in the order given, as /dev/vda, /dev/vdb...
     #[arg(
         long,
-        value_name = "path=FILE[,if=virtio][,readonly=on|off][,direct=on|off][,serial=STRING]",
+        value_name = "path=FILE[,if=virtio|ide][,media=disk|cdrom][,readonly=on|off][,direct=on|off][,serial=STRING]",
         value_parser = args::disk
     )]
     pub disk: Vec<DiskConfig>,
     /// Network interface on an existing TAP; may be repeated
     ///
     /// Without mac= an address is made up.
-    #[arg(long, value_name = "tap=NAME[,if=virtio][,mac=MAC]", value_parser = args::net)]
+    #[arg(long, value_name = "tap=NAME[,if=virtio|e1000][,mac=MAC]", value_parser = args::net)]
     pub net: Vec<NetConfig>,
     /// Serial port; repeat for COM1 to COM4 [default: stdio on COM1, unless --console takes stdio]
     ///
-    /// pty makes a pseudo-terminal and prints its name; file= is output only; socket= listens on a Unix socket.
-    #[arg(long, value_name = "stdio|null|pty|file=PATH|socket=PATH")]
+    /// pty makes a pseudo-terminal and prints its name; file= is output only; socket= listens on a Unix socket,
+    /// tcp= on a TCP port, for one client at a time, without a password.
+    #[arg(
+        long,
+        value_name = "stdio|null|pty|file=PATH|socket=PATH|tcp=HOST:PORT"
+    )]
     pub serial: Vec<CharTarget>,
     /// virtio console, /dev/hvc0 in the guest [default: none]
-    #[arg(long, value_name = "stdio|null|pty|file=PATH|socket=PATH")]
+    #[arg(
+        long,
+        value_name = "stdio|null|pty|file=PATH|socket=PATH|tcp=HOST:PORT"
+    )]
     pub console: Option<CharTarget>,
     /// virtio entropy device [default: on if there is another virtio device]
     #[arg(long, value_name = "on|off", value_parser = on_off())]
@@ -335,11 +342,11 @@ mod tests {
         for (options, message) in [
             (
                 &["--disk", "pth=a"][..],
-                "--disk pth=a: unknown key \"pth\" (the keys are path, if, readonly, direct, serial)",
+                "--disk pth=a: unknown key \"pth\" (the keys are path, if, media, readonly, direct, serial)",
             ),
             (
                 &["--serial", "tty"],
-                "--serial tty: \"tty\" is not a target: the targets are stdio, null, pty, file=PATH and socket=PATH",
+                "--serial tty: \"tty\" is not a target: the targets are stdio, null, pty, file=PATH, socket=PATH and tcp=HOST:PORT",
             ),
             (
                 &["--memory", "1.5G"],

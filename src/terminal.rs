@@ -82,23 +82,42 @@ fn set_raw(terminal: impl AsFd, saved: &Termios) -> io::Result<()> {
 /// Signals that end the process without a way back to `main`.
 #[allow(unsafe_code)]
 mod fatal_signals {
-    use signal_hook::consts::{SIGABRT, SIGBUS, SIGQUIT, SIGSYS};
-    use signal_hook::low_level::{emulate_default_handler, register};
+    use signal_hook::consts::{
+        SIGABRT, SIGALRM, SIGBUS, SIGFPE, SIGILL, SIGIO, SIGPROF, SIGQUIT, SIGSYS, SIGTRAP,
+        SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
+    };
+    use signal_hook::low_level::{emulate_default_handler, exit};
+    use vmm_core::signals;
 
-    /// SIGSEGV is left out: the handler of Rust's runtime runs on a stack of its own, to tell a stack overflow, and
-    /// then aborts.
-    const FATAL: [i32; 4] = [SIGABRT, SIGBUS, SIGQUIT, SIGSYS];
+    /// Those of signal(7) whose default is to end the process. Not here: SIGTERM, SIGINT and SIGHUP, which ask for an
+    /// orderly end; SIGPIPE and SIGXFSZ, which are errors of the write; and SIGSEGV, whose handler in Rust's runtime
+    /// has a stack of its own, to tell a stack overflow, and then aborts.
+    const FATAL: [i32; 14] = [
+        SIGABRT, SIGALRM, SIGBUS, SIGFPE, SIGILL, SIGIO, SIGPROF, SIGQUIT, SIGSYS, SIGTRAP,
+        SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
+    ];
+    /// SIGSTKFLT and SIGPWR on x86-64, which have no names here.
+    const FATAL_UNNAMED: [i32; 2] = [16, 30];
+    /// The real-time signals but for the first, which kicks vCPUs.
+    const FATAL_REAL_TIME: std::ops::RangeInclusive<i32> = 35..=64;
 
-    /// From now on each of [`FATAL`] restores the terminal, then does what it does by default.
+    /// From now on each of them that our caller does not want ignored restores the terminal, then does what it does
+    /// by default.
     pub(super) fn restore_terminal_first() -> std::io::Result<()> {
-        for signal in FATAL {
-            let restore_and_die = move || {
+        let all = FATAL
+            .into_iter()
+            .chain(FATAL_UNNAMED)
+            .chain(FATAL_REAL_TIME);
+        for signal in all.filter(|signal| !signals::is_ignored(*signal)) {
+            let restore_and_die = move |_: &_| {
                 super::restore_now();
                 let _ = emulate_default_handler(signal);
+                // It is not one that the emulation knows: as a shell would tell it.
+                exit(128 + signal);
             };
-            // SAFETY: both calls are async-signal-safe: `restore_now` takes no lock and allocates nothing, and
-            // `emulate_default_handler` is documented so.
-            unsafe { register(signal, restore_and_die)? };
+            // SAFETY: all calls are async-signal-safe: `restore_now` takes no lock and allocates nothing, and the
+            // other two are documented so. The handler does not return, so that it may be SIGILL's and SIGFPE's too.
+            unsafe { signal_hook_registry::register_unchecked(signal, restore_and_die)? };
         }
         Ok(())
     }
@@ -178,8 +197,10 @@ mod tests {
                 assert!(!is_raw());
                 make_raw().unwrap();
             }
-            "quit" => signal_hook::low_level::raise(signal_hook::consts::SIGQUIT).unwrap(),
-            other => panic!("unknown way out {other}"),
+            signal => {
+                let signal = signal.parse().expect("a way out");
+                signal_hook::low_level::raise(signal).unwrap();
+            }
         }
     }
 
@@ -231,10 +252,19 @@ mod tests {
 
     #[test]
     fn restored_by_fatal_signals() {
-        for (way_out, signal) in [("abort", 6), ("quit", 3)] {
-            let (status, restored) = leave_by(way_out);
+        let (status, restored) = leave_by("abort");
+        assert_eq!(status.signal(), Some(6));
+        assert!(restored);
+        for signal in [3, 4, 5, 7, 8, 10, 12, 14, 24, 26, 27, 31] {
+            let (status, restored) = leave_by(&signal.to_string());
             assert_eq!(status.signal(), Some(signal));
-            assert!(restored, "{way_out}");
+            assert!(restored, "{signal}");
+        }
+        // Those that can only be told by the exit code.
+        for signal in [16, 29, 30, 35, 64] {
+            let (status, restored) = leave_by(&signal.to_string());
+            assert_eq!(status.code(), Some(128 + signal));
+            assert!(restored, "{signal}");
         }
     }
 

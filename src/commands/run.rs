@@ -1,6 +1,7 @@
 //! `tripath run`: boots a guest and tells how it ended.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use vmm_core::config::{CharTarget, MachineConfig, MachineFile};
 use vmm_core::machine::{Finished, Machine, Options, Outcome};
@@ -38,13 +39,18 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<Exit> {
 
 /// Creates the machine and runs the guest to its end. The terminal is raw while the guest owns it.
 fn launch(config: &MachineConfig, stats: bool) -> anyhow::Result<Finished> {
+    // A file at the limit of `ulimit -f` is an error of the write, not the end of the guest.
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default())?;
     let machine =
         Machine::build(config, Options { stats }).map_err(|error| match error.is_users() {
             true => UserError::new(error).into(),
             false => anyhow::Error::new(error),
         })?;
-    for (port, path) in machine.ptys() {
-        logging::tell(&format!("{port} is {}", path.display()));
+    for (port, place) in machine.endpoints() {
+        logging::tell(&format!("{port} is {place}"));
+    }
+    for (interface, name) in machine.taps() {
+        logging::tell(&format!("{interface} is on TAP {name}"));
     }
     if let Some(note) = doctor::software_kvm() {
         // Such a guest may fail after minutes, or never get anywhere.
@@ -150,8 +156,12 @@ mod tests {
             "--disk=path=/a,,b,direct=on,serial=S",
             "--disk=path=/c,readonly=on",
             "--net=tap=t,mac=02:00:00:00:00:01",
+            "--net=tap=auto,bridge=br0",
+            "--net=user,hostfwd=tcp:8080-80,hostfwd=udp:[::1]:53-53",
+            "--net=user",
             "--serial=stdio",
             "--serial=socket=/s,1",
+            "--serial=tcp=localhost:4444",
             "--console=pty",
             "--rng=off",
             "--on-reboot=exit",

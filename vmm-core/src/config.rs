@@ -5,14 +5,17 @@
 //! command line and in the machine file.
 
 mod file;
+mod net;
 pub mod text;
 mod validate;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 pub use file::{MachineFile, NoKernel};
+pub use net::{NetTable, NetTableError};
 pub use validate::ConfigError;
 
 /// Least guest RAM, in bytes.
@@ -23,6 +26,8 @@ pub const MEMORY_STEP_BYTES: u64 = 2 << 20;
 pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 /// Most serial ports: COM1 to COM4.
 pub const MAX_SERIALS: usize = 4;
+/// Most IDE drives: master and slave on two channels.
+pub const MAX_IDE_DRIVES: usize = 4;
 /// Longest serial number of a disk, in bytes (virtio 1.3, 5.2.6.2: `VIRTIO_BLK_ID_BYTES`).
 pub const MAX_DISK_SERIAL_BYTES: usize = 20;
 
@@ -52,14 +57,19 @@ pub struct MachineConfig {
     pub on_panic: OnPanic,
 }
 
+/// The kernel command line where none is given.
+pub const CMDLINE_FOR_SERIAL: &str = "console=ttyS0";
+/// The same if only a virtio console is heard.
+pub const CMDLINE_FOR_CONSOLE: &str = "console=hvc0";
+
 /// What to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootConfig {
-    /// bzImage, ELF `vmlinux` or PVH kernel, told apart by content.
+    /// bzImage, ELF `vmlinux`, PVH kernel, or what starts in real mode, told apart by content.
     pub kernel: PathBuf,
     /// Initial RAM file system.
     pub initrd: Option<PathBuf>,
-    /// Kernel command line.
+    /// Kernel command line. The two that are defaults are for Linux: a kernel in real mode gets none in their place.
     pub cmdline: String,
     /// Keep the unpacked kernel in the user's cache directory, and use the one that is there.
     pub kernel_cache: bool,
@@ -130,6 +140,19 @@ pub enum DiskInterface {
     /// virtio-blk over PCI.
     #[default]
     Virtio,
+    /// A drive of a PIIX3-like IDE controller.
+    Ide,
+}
+
+/// What kind of drive a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskMedia {
+    /// A hard disk.
+    #[default]
+    Disk,
+    /// A CD-ROM; read-only whatever else is said.
+    Cdrom,
 }
 
 /// One disk.
@@ -141,6 +164,9 @@ pub struct DiskConfig {
     /// What the guest sees.
     #[serde(default, rename = "if")]
     pub interface: DiskInterface,
+    /// Hard disk or CD-ROM.
+    #[serde(default)]
+    pub media: DiskMedia,
     /// Refuse writes; the file is locked shared instead of exclusive.
     #[serde(default)]
     pub readonly: bool,
@@ -152,6 +178,14 @@ pub struct DiskConfig {
     pub serial: Option<String>,
 }
 
+impl DiskConfig {
+    /// Whether it is never written: because it was said, or because it is a CD-ROM.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.readonly || self.media == DiskMedia::Cdrom
+    }
+}
+
 /// How a network interface is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -159,23 +193,64 @@ pub enum NetInterface {
     /// virtio-net over PCI.
     #[default]
     Virtio,
+    /// An Intel 82540EM.
+    E1000,
 }
 
-/// One network interface.
+/// One network interface. Its serialized form is that of [`NetTable`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(try_from = "NetTable", into = "NetTable")]
 pub struct NetConfig {
-    /// Name of an existing TAP interface.
-    pub tap: String,
+    /// Where its frames go.
+    pub network: Network,
     /// What the guest sees.
-    #[serde(default, rename = "if")]
     pub interface: NetInterface,
     /// `02:…`-style address; one is made up when absent.
-    #[serde(default)]
     pub mac: Option<String>,
 }
 
-/// Where a serial port or console goes. Written as `stdio`, `null`, `pty`, `file=PATH` or `socket=PATH`.
+/// Where the frames of a network interface go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// An existing TAP interface of that name. Written as `tap=NAME`.
+    Tap(String),
+    /// A TAP interface of our own, which is gone when we are. Written as `tap=auto`.
+    NewTap {
+        /// The bridge it joins, which exists.
+        bridge: Option<String>,
+    },
+    /// The host's network as any of its programs may use it, by way of passt: no root is needed. Written as `user`.
+    User {
+        /// Ports of the host that lead to the guest.
+        hostfwd: Vec<HostForward>,
+    },
+}
+
+/// A port of the host that leads to one of the guest. Written as `PROTOCOL:[ADDRESS:]HOST-GUEST`, `tcp:8080-80` for
+/// example; an IPv6 address in brackets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostForward {
+    /// For which protocol.
+    pub protocol: Protocol,
+    /// Address of the host that is listened on; all of them when absent.
+    pub host_address: Option<IpAddr>,
+    /// Port that is listened on, from 1.
+    pub host_port: u16,
+    /// Port of the guest, from 1.
+    pub guest_port: u16,
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Where a serial port or console goes. Written as `stdio`, `null`, `pty`, `file=PATH`, `socket=PATH` or
+/// `tcp=HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CharTarget {
     /// Our own standard input and output.
@@ -188,6 +263,8 @@ pub enum CharTarget {
     File(PathBuf),
     /// A Unix socket that we listen on.
     Socket(PathBuf),
+    /// A TCP port that we listen on, `HOST:PORT`. With port 0 the host chooses one, which is printed.
+    Tcp(String),
 }
 
 /// What a reset by the guest does.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0000_0000 .. 0009_fc00   RAM: boot structures below 0x9_0000
-//! 0009_fc00 .. 0010_0000   EBDA, BIOS area: the RSDP and the ACPI tables
+//! 0009_fc00 .. 0010_0000   EBDA, BIOS area: the RSDP, the ACPI tables, real-mode services
 //! 0010_0000 .. C000_0000   RAM, the kernel first (up to 3 GiB)
 //! C000_0000 .. E000_0000   32-bit PCI memory window
 //! E000_0000 .. E010_0000   ECAM, bus 0
@@ -25,6 +25,8 @@ pub const PVH_MODLIST: u64 = 0x6040;
 pub const BOOT_STACK: u64 = 0x8ff0;
 /// Page tables for 64-bit entry: PML4, PDPT, then four page directories for the first 4 GiB.
 pub const PAGE_TABLES: u64 = 0x9000;
+/// Boot sector, setup code, heap and stack of a kernel that starts in real mode, 64 KiB.
+pub const REAL_MODE_KERNEL: u64 = 0x1_0000;
 /// The kernel command line.
 pub const CMDLINE: u64 = 0x2_0000;
 /// Most bytes of the kernel command line, NUL included.
@@ -36,7 +38,9 @@ pub const RSDP: u64 = 0xe_0000;
 /// Where ACPI tables go that do not fit behind the RSDP, as those of thousands of CPUs.
 pub const ACPI_OVERFLOW: u64 = 0xc_0000;
 /// End of the ACPI tables' area.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = REAL_MODE_SERVICES.start;
+/// The services for kernels that start in real mode, up to the reset vector at F000:FFF0.
+pub const REAL_MODE_SERVICES: std::ops::Range<u64> = 0xf_f000..0x10_0000;
 /// Start of RAM above the legacy hole; where kernels are loaded.
 pub const HIGH_RAM: u64 = 0x10_0000;
 
@@ -79,6 +83,12 @@ pub const CMOS: u64 = 0x70;
 pub const CMOS_GSI: u32 = 8;
 /// pvpanic port (QEMU's `pvpanic` ISA device, `QEMU0001`).
 pub const PVPANIC: u64 = 0x505;
+/// Ports of the primary and the secondary IDE channel's command blocks; eight each.
+pub const IDE_COMMAND_PORTS: [u64; 2] = [0x1f0, 0x170];
+/// Ports of their control blocks; one each.
+pub const IDE_CONTROL_PORTS: [u64; 2] = [0x3f6, 0x376];
+/// GSIs of the IDE channels.
+pub const IDE_GSIS: [u32; 2] = [14, 15];
 /// PM1a event block, 4 bytes: status and enable.
 pub const PM1A_EVENT: u64 = 0x600;
 /// PM1a control block, 2 bytes.

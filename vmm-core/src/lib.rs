@@ -9,5 +9,6 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod signals;
 pub mod stats;
 pub mod vcpu;

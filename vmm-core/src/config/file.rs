@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    BootConfig, CharTarget, CpuConfig, DiskConfig, MachineConfig, MemoryConfig, NetConfig, OnPanic,
-    OnReboot,
+    BootConfig, CMDLINE_FOR_CONSOLE, CMDLINE_FOR_SERIAL, CharTarget, CpuConfig, DiskConfig,
+    DiskInterface, MachineConfig, MemoryConfig, NetConfig, NetInterface, OnPanic, OnReboot,
 };
 
 /// What was said about a machine; nothing is required here. The keys are those of the command line's options.
@@ -74,7 +74,7 @@ impl MachineFile {
         let targets = self.serial.iter_mut().flatten().chain(&mut self.console);
         let target_paths = targets.filter_map(|target| match target {
             CharTarget::File(path) | CharTarget::Socket(path) => Some(path),
-            CharTarget::Stdio | CharTarget::Null | CharTarget::Pty => None,
+            CharTarget::Stdio | CharTarget::Null | CharTarget::Pty | CharTarget::Tcp(_) => None,
         });
         let disk_paths = self.disk.iter_mut().flatten().map(|disk| &mut disk.path);
         let boot_paths = self.kernel.iter_mut().chain(&mut self.initrd);
@@ -103,12 +103,15 @@ impl MachineFile {
             .first()
             .is_some_and(|target| *target != CharTarget::Null);
         let default_cmdline = || match self.console {
-            Some(_) if !com1_is_heard => "console=hvc0",
-            _ => "console=ttyS0",
+            Some(_) if !com1_is_heard => CMDLINE_FOR_CONSOLE,
+            _ => CMDLINE_FOR_SERIAL,
         };
         let disks = self.disk.unwrap_or_default();
         let nets = self.net.unwrap_or_default();
-        let other_virtio = !disks.is_empty() || !nets.is_empty() || self.console.is_some();
+        let virtio_disk = |disk: &DiskConfig| disk.interface == DiskInterface::Virtio;
+        let virtio_net = |net: &NetConfig| net.interface == NetInterface::Virtio;
+        let other_virtio =
+            disks.iter().any(virtio_disk) || nets.iter().any(virtio_net) || self.console.is_some();
         Ok(MachineConfig {
             boot: BootConfig {
                 kernel,
@@ -178,7 +181,7 @@ impl From<MachineConfig> for MachineFile {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CpuAffinity, DiskInterface, NetInterface};
+    use super::super::{CpuAffinity, DiskInterface, DiskMedia, NetInterface, Network};
     use super::*;
 
     const EVERYTHING: &str = r#"
@@ -240,6 +243,7 @@ mod tests {
                 DiskConfig {
                     path: "root.img".into(),
                     interface: DiskInterface::Virtio,
+                    media: DiskMedia::Disk,
                     readonly: false,
                     direct: false,
                     serial: None,
@@ -247,13 +251,14 @@ mod tests {
                 DiskConfig {
                     path: "/dev/vdb".into(),
                     interface: DiskInterface::Virtio,
+                    media: DiskMedia::Disk,
                     readonly: true,
                     direct: true,
                     serial: Some("DATA".into()),
                 },
             ],
             nets: vec![NetConfig {
-                tap: "tap0".into(),
+                network: Network::Tap("tap0".into()),
                 interface: NetInterface::Virtio,
                 mac: Some("02:00:00:00:00:01".into()),
             }],
@@ -323,8 +328,8 @@ mod tests {
             ),
             ("[[disk]]\nserial = \"a\"", "missing field `path`"),
             (
-                "[[disk]]\npath = \"a\"\nif = \"ide\"",
-                "unknown variant `ide`, expected `virtio`",
+                "[[disk]]\npath = \"a\"\nif = \"scsi\"",
+                "unknown variant `scsi`, expected `virtio` or `ide`",
             ),
             (
                 "on-reboot = \"stop\"",
@@ -447,6 +452,7 @@ mod tests {
             ("", false),
             ("rng = true", true),
             ("disk = [{ path = \"d\" }]", true),
+            ("disk = [{ path = \"d\", if = \"ide\" }]", false),
             ("net = [{ tap = \"t\" }]", true),
             ("console = \"pty\"", true),
             ("console = \"pty\"\nrng = false", false),

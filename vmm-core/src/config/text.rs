@@ -27,11 +27,16 @@ pub enum ValueError {
     #[error("size {0:?} is zero")]
     SizeZero(String),
     /// Not one of the targets.
-    #[error("{0:?} is not a target: the targets are stdio, null, pty, file=PATH and socket=PATH")]
+    #[error(
+        "{0:?} is not a target: the targets are stdio, null, pty, file=PATH, socket=PATH and tcp=HOST:PORT"
+    )]
     NotATarget(String),
     /// `file=` or `socket=` with nothing behind.
     #[error("{0:?} lacks the path: write file=PATH or socket=PATH")]
     TargetWithoutPath(String),
+    /// `tcp=` without host or port.
+    #[error("{0:?} names no address: write tcp=HOST:PORT, such as tcp=127.0.0.1:4444")]
+    TargetWithoutAddress(String),
     /// Not `VCPU@CPUS`.
     #[error("{0:?} is not an affinity: write VCPU@CPUS, such as 0@2, 0@2-3 or 0@2+5")]
     NotAnAffinity(String),
@@ -46,6 +51,17 @@ pub enum ValueError {
     /// A host CPU number that no host has.
     #[error("host CPU {0} is out of range: host CPUs are numbered 0 to {max}", max = HOST_CPUS - 1)]
     HostCpuTooLarge(u32),
+    /// Not `PROTOCOL:[ADDRESS:]HOST-GUEST`.
+    #[error(
+        "{0:?} is not a forwarded port: write tcp:HOST-GUEST or udp:HOST-GUEST with ports from 1 to 65535, such as \
+         tcp:8080-80 or, for one address of the host, tcp:127.0.0.1:8080-80"
+    )]
+    NotAForward(String),
+    /// A forward that names an address in the guest.
+    #[error(
+        "{0:?} names an address of the guest: it has only one, so leave it out, as in tcp:8080-80"
+    )]
+    ForwardToGuestAddress(String),
 }
 
 /// A number of bytes, written with a binary unit.
@@ -136,16 +152,30 @@ impl FromStr for CharTarget {
         match text.split_once('=') {
             Some(("file", path)) => path_of(path).map(Self::File),
             Some(("socket", path)) => path_of(path).map(Self::Socket),
+            Some(("tcp", address)) if is_address(address) => Ok(Self::Tcp(address.into())),
+            Some(("tcp", _)) => Err(ValueError::TargetWithoutAddress(text.into())),
             Some(_) => Err(ValueError::NotATarget(text.into())),
             None => match text {
                 "stdio" => Ok(Self::Stdio),
                 "null" => Ok(Self::Null),
                 "pty" => Ok(Self::Pty),
                 "file" | "socket" => Err(ValueError::TargetWithoutPath(text.into())),
+                "tcp" => Err(ValueError::TargetWithoutAddress(text.into())),
                 _ => Err(ValueError::NotATarget(text.into())),
             },
         }
     }
+}
+
+/// Whether it reads as HOST:PORT. An IPv6 address has brackets: without, its end would be taken for the port.
+fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let host_reads = bracketed.map_or(!host.contains(':'), |host| host.contains(':'));
+    let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+    !host.is_empty() && host_reads && digits && port.parse::<u16>().is_ok()
 }
 
 impl fmt::Display for CharTarget {
@@ -156,6 +186,7 @@ impl fmt::Display for CharTarget {
             Self::Pty => f.write_str("pty"),
             Self::File(path) => write!(f, "file={}", path.display()),
             Self::Socket(path) => write!(f, "socket={}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp={address}"),
         }
     }
 }
@@ -400,7 +431,15 @@ mod tests {
 
     #[test]
     fn targets_are_read_and_printed() {
-        for text in ["stdio", "null", "pty", "file=/a,b=c", "socket=s"] {
+        for text in [
+            "stdio",
+            "null",
+            "pty",
+            "file=/a,b=c",
+            "socket=s",
+            "tcp=localhost:0",
+            "tcp=[::1]:65535",
+        ] {
             let target: CharTarget = text.parse().unwrap();
             assert_eq!(target.to_string(), text);
         }
@@ -424,6 +463,31 @@ mod tests {
                 Err(ValueError::TargetWithoutPath(text.into()))
             );
         }
+    }
+
+    #[test]
+    fn addresses_that_are_none_are_refused() {
+        for text in [
+            "tcp",
+            "tcp=",
+            "tcp=4444",
+            "tcp=:4444",
+            "tcp=h",
+            "tcp=h:",
+            "tcp=h:x",
+            "tcp=h:+1",
+            "tcp=h:65536",
+            "tcp=::1:4",
+            "tcp=[]:4",
+            "tcp=[h]:4",
+        ] {
+            let error = text.parse::<CharTarget>().unwrap_err();
+            assert_eq!(error, ValueError::TargetWithoutAddress(text.into()));
+        }
+        assert_eq!(
+            ValueError::TargetWithoutAddress("tcp=h".into()).to_string(),
+            "\"tcp=h\" names no address: write tcp=HOST:PORT, such as tcp=127.0.0.1:4444"
+        );
     }
 
     #[test]
@@ -485,7 +549,7 @@ mod tests {
             (ValueError::SizeZero("0".into()), "size \"0\" is zero"),
             (
                 ValueError::NotATarget("tty".into()),
-                "\"tty\" is not a target: the targets are stdio, null, pty, file=PATH and socket=PATH",
+                "\"tty\" is not a target: the targets are stdio, null, pty, file=PATH, socket=PATH and tcp=HOST:PORT",
             ),
             (
                 ValueError::TargetWithoutPath("file=".into()),

@@ -6,8 +6,9 @@ use thiserror::Error;
 
 use super::text::ByteSize;
 use super::{
-    CharTarget, CpuConfig, DiskConfig, MAX_DISK_SERIAL_BYTES, MAX_SERIALS, MEMORY_STEP_BYTES,
-    MIN_MEMORY_BYTES, MachineConfig, MemoryConfig, NetConfig,
+    CharTarget, CpuConfig, DiskConfig, DiskInterface, DiskMedia, HostForward,
+    MAX_DISK_SERIAL_BYTES, MAX_IDE_DRIVES, MAX_SERIALS, MEMORY_STEP_BYTES, MIN_MEMORY_BYTES,
+    MachineConfig, MemoryConfig, NetConfig, Network,
 };
 use crate::layout::CMDLINE_MAX_BYTES;
 
@@ -66,15 +67,31 @@ pub enum ConfigError {
     /// A disk given twice that could be written.
     #[error("disk {path} is given twice: give it once, or readonly=on with both", path = .0.display())]
     DiskTwice(PathBuf),
+    /// A CD-ROM on something else than IDE.
+    #[error("disk {path} is a CD-ROM, which only IDE has: add if=ide", path = .0.display())]
+    CdromNotIde(PathBuf),
+    /// More IDE drives than the controller has.
+    #[error(
+        "{0} disks have if=ide: there are at most {MAX_IDE_DRIVES}; use if=virtio for the others"
+    )]
+    TooManyIdeDrives(usize),
     /// A name that no network interface can have.
     #[error(
-        "{0:?} cannot be the name of a TAP interface: names have 1 to {MAX_INTERFACE_NAME_BYTES} bytes without \
-         spaces, '/', ':' or '%'"
+        "{name:?} cannot be the name of a {what}: names have 1 to {MAX_INTERFACE_NAME_BYTES} bytes without spaces, \
+         '/', ':' or '%'"
     )]
-    BadTapName(String),
+    BadInterfaceName {
+        /// What it is to name.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
     /// A TAP given twice.
     #[error("TAP {0} is given twice: each network interface needs its own")]
     TapTwice(String),
+    /// A port of the host is forwarded twice.
+    #[error("hostfwd={0} listens where another one does: each needs its own port or address")]
+    HostPortTwice(HostForward),
     /// Not a MAC address.
     #[error(
         "{0:?} is not a MAC address: write six pairs of hexadecimal digits, such as 02:00:00:00:00:01"
@@ -96,10 +113,21 @@ pub enum ConfigError {
     SocketPathTooLong(PathBuf),
     /// Two want standard input and output.
     #[error(
-        "stdio is wanted by {first} and by {second}: give one of them null, pty, file=PATH or socket=PATH"
+        "stdio is wanted by {first} and by {second}: give one of them null, pty, file=PATH, socket=PATH or \
+         tcp=HOST:PORT"
     )]
     StdioTwice {
         /// The first to want it.
+        first: String,
+        /// The second.
+        second: String,
+    },
+    /// Two listen on one TCP port.
+    #[error("{address} is used by {first} and by {second}: give each its own")]
+    AddressTwice {
+        /// `HOST:PORT`.
+        address: String,
+        /// The first to use it.
         first: String,
         /// The second.
         second: String,
@@ -157,6 +185,7 @@ impl MachineConfig {
         }
         let mut paths = self.paths_read();
         let mut stdio: Option<String> = None;
+        let mut addresses: Vec<(&str, String)> = Vec::new();
         for (user, target) in self.char_targets() {
             let path = match target {
                 CharTarget::Stdio => {
@@ -169,6 +198,19 @@ impl MachineConfig {
                     continue;
                 }
                 CharTarget::Null | CharTarget::Pty => continue,
+                CharTarget::Tcp(address) => {
+                    if let Some((_, first)) = addresses.iter().find(|(other, _)| other == address) {
+                        return Err(ConfigError::AddressTwice {
+                            address: address.clone(),
+                            first: first.clone(),
+                            second: user,
+                        });
+                    }
+                    if !address.ends_with(":0") {
+                        addresses.push((address, user));
+                    }
+                    continue;
+                }
                 CharTarget::File(path) => path,
                 CharTarget::Socket(path) if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES => {
                     return Err(ConfigError::SocketPathTooLong(path.clone()));
@@ -259,6 +301,11 @@ fn check_memory(memory: &MemoryConfig) -> Result<(), ConfigError> {
 }
 
 fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
+    let is_ide = |disk: &&DiskConfig| disk.interface == DiskInterface::Ide;
+    let ide = disks.iter().filter(is_ide).count();
+    if ide > MAX_IDE_DRIVES {
+        return Err(ConfigError::TooManyIdeDrives(ide));
+    }
     for (i, disk) in disks.iter().enumerate() {
         if disk.path.as_os_str().is_empty() {
             return Err(ConfigError::EmptyPath("a disk".into()));
@@ -273,7 +320,10 @@ fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
                 });
             }
         }
-        let shared = |other: &DiskConfig| other.readonly && disk.readonly;
+        if disk.media == DiskMedia::Cdrom && disk.interface != DiskInterface::Ide {
+            return Err(ConfigError::CdromNotIde(disk.path.clone()));
+        }
+        let shared = |other: &DiskConfig| other.is_read_only() && disk.is_read_only();
         let mut earlier = disks[..i].iter();
         if earlier.any(|other| same_path(&other.path, &disk.path) && !shared(other)) {
             return Err(ConfigError::DiskTwice(disk.path.clone()));
@@ -284,12 +334,29 @@ fn check_disks(disks: &[DiskConfig]) -> Result<(), ConfigError> {
 
 fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
     let mut macs = Vec::new();
-    for (i, net) in nets.iter().enumerate() {
-        if !is_interface_name(&net.tap) {
-            return Err(ConfigError::BadTapName(net.tap.clone()));
-        }
-        if nets[..i].iter().any(|other| other.tap == net.tap) {
-            return Err(ConfigError::TapTwice(net.tap.clone()));
+    let mut taps: Vec<&str> = Vec::new();
+    let mut forwards: Vec<&HostForward> = Vec::new();
+    for net in nets {
+        match &net.network {
+            Network::Tap(name) => {
+                check_interface_name("TAP interface", name)?;
+                if taps.contains(&name.as_str()) {
+                    return Err(ConfigError::TapTwice(name.clone()));
+                }
+                taps.push(name);
+            }
+            Network::NewTap { bridge } => {
+                let mut bridge = bridge.iter();
+                bridge.try_for_each(|name| check_interface_name("bridge", name))?;
+            }
+            Network::User { hostfwd } => {
+                for forward in hostfwd {
+                    if forwards.iter().any(|other| other.overlaps(forward)) {
+                        return Err(ConfigError::HostPortTwice(forward.clone()));
+                    }
+                    forwards.push(forward);
+                }
+            }
         }
         let Some(text) = &net.mac else { continue };
         let mac = parse_mac(text).ok_or_else(|| ConfigError::BadMac(text.clone()))?;
@@ -303,6 +370,14 @@ fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
         macs.push(mac);
     }
     Ok(())
+}
+
+fn check_interface_name(what: &'static str, name: &str) -> Result<(), ConfigError> {
+    if is_interface_name(name) {
+        return Ok(());
+    }
+    let name = name.to_owned();
+    Err(ConfigError::BadInterfaceName { what, name })
 }
 
 /// What Linux takes as the name of one interface; `%` would ask it to make a name up.
@@ -334,7 +409,7 @@ fn same_path(a: &Path, b: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CpuAffinity, DiskInterface, MachineFile, NetInterface};
+    use super::super::{CpuAffinity, MachineFile, NetInterface};
     use super::*;
 
     fn machine() -> MachineConfig {
@@ -364,6 +439,7 @@ mod tests {
         DiskConfig {
             path: path.into(),
             interface: DiskInterface::Virtio,
+            media: DiskMedia::Disk,
             readonly,
             direct: false,
             serial: None,
@@ -379,7 +455,7 @@ mod tests {
 
     fn net(tap: &str, mac: Option<&str>) -> NetConfig {
         NetConfig {
-            tap: tap.into(),
+            network: Network::Tap(tap.into()),
             interface: NetInterface::Virtio,
             mac: mac.map(Into::into),
         }
@@ -507,6 +583,38 @@ mod tests {
     }
 
     #[test]
+    fn ide_drives() {
+        let ide = |path: &str, media| DiskConfig {
+            interface: DiskInterface::Ide,
+            media,
+            ..disk(path, false)
+        };
+        let count = |count: usize| {
+            let one = |i| ide(&format!("/d{i}"), DiskMedia::Disk);
+            [disk("/v", false)]
+                .into_iter()
+                .chain((0..count).map(one))
+                .collect()
+        };
+        accepted(|m| m.disks = count(4));
+        assert_eq!(
+            message(|m| m.disks = count(5)),
+            "5 disks have if=ide: there are at most 4; use if=virtio for the others"
+        );
+        let cdrom = DiskConfig {
+            interface: DiskInterface::Virtio,
+            ..ide("/x.iso", DiskMedia::Cdrom)
+        };
+        assert_eq!(
+            message(|m| m.disks = vec![cdrom]),
+            "disk /x.iso is a CD-ROM, which only IDE has: add if=ide"
+        );
+        // Read-only by its nature, so it may be given twice.
+        let cdrom = ide("/x.iso", DiskMedia::Cdrom);
+        accepted(|m| m.disks = vec![cdrom.clone(), cdrom]);
+    }
+
+    #[test]
     fn tap_name() {
         accepted(|m| m.nets = vec![net("tap0", None), net("exactly-15-char", None)]);
         for name in [
@@ -531,6 +639,41 @@ mod tests {
             message(|m| m.nets = vec![net("t", None), net("t", None)]),
             "TAP t is given twice: each network interface needs its own"
         );
+    }
+
+    #[test]
+    fn new_taps_and_bridges() {
+        let new = |bridge: Option<&str>| NetConfig {
+            network: Network::NewTap {
+                bridge: bridge.map(Into::into),
+            },
+            ..net("", None)
+        };
+        accepted(|m| m.nets = vec![new(None), new(None), new(Some("br0")), new(Some("br0"))]);
+        assert_eq!(
+            message(|m| m.nets = vec![new(Some("br/0"))]),
+            "\"br/0\" cannot be the name of a bridge: names have 1 to 15 bytes without spaces, '/', ':' or '%'"
+        );
+    }
+
+    #[test]
+    fn forwarded_ports() {
+        let user = |forwards: &[&str]| NetConfig {
+            network: Network::User {
+                hostfwd: forwards.iter().map(|text| text.parse().unwrap()).collect(),
+            },
+            ..net("", None)
+        };
+        accepted(|m| m.nets = vec![user(&["tcp:1-1", "udp:1-1"]), user(&["tcp:2-1"]), user(&[])]);
+        for nets in [
+            vec![user(&["tcp:1-1", "tcp:127.0.0.1:1-2"])],
+            vec![user(&["tcp:1-1"]), user(&["tcp:127.0.0.1:1-2"])],
+        ] {
+            assert_eq!(
+                message(|m| m.nets = nets),
+                "hostfwd=tcp:127.0.0.1:1-2 listens where another one does: each needs its own port or address"
+            );
+        }
     }
 
     #[test]
@@ -592,8 +735,8 @@ mod tests {
     fn stdio_twice() {
         assert_eq!(
             message(|m| m.console = Some(CharTarget::Stdio)),
-            "stdio is wanted by serial port COM1 and by the console: give one of them null, pty, file=PATH or \
-             socket=PATH"
+            "stdio is wanted by serial port COM1 and by the console: give one of them null, pty, file=PATH, \
+             socket=PATH or tcp=HOST:PORT"
         );
         assert!(
             message(|m| m.serials = vec![CharTarget::Stdio, CharTarget::Pty, CharTarget::Stdio])
@@ -629,6 +772,19 @@ mod tests {
                 m.console = Some(file("/s"));
             }),
             "/s is used by serial port COM2 and by the console: give each its own"
+        );
+    }
+
+    #[test]
+    fn address_twice() {
+        let tcp = |address: &str| CharTarget::Tcp(address.into());
+        accepted(|m| m.serials = vec![tcp("h:1"), tcp("h:2"), tcp("h:0"), tcp("h:0")]);
+        assert_eq!(
+            message(|m| {
+                m.serials = vec![tcp("h:1")];
+                m.console = Some(tcp("h:1"));
+            }),
+            "h:1 is used by serial port COM1 and by the console: give each its own"
         );
     }
 

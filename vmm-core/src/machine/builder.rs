@@ -20,7 +20,7 @@ use crate::config::{CpuConfig, MachineConfig};
 use crate::event_loop::EventLoop;
 use crate::kvm::{KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
 use crate::memory;
-use crate::vcpu::{Buses, StopSink, VcpuGate, VcpuThreads};
+use crate::vcpu::{Buses, PostedQueue, StopSink, VcpuGate, VcpuThreads};
 
 /// The IOAPIC's id, as KVM has it.
 const IOAPIC_ID: u8 = 0;
@@ -40,18 +40,26 @@ impl Machine {
         memory::check_fits(config.memory.size_bytes, cpuid::physical_bits(&supported))?;
 
         // 2. The user's files, interfaces and terminals.
-        let queue = EventQueue::new().map_err(host("create an event"))?;
+        let gate = Arc::new(VcpuGate::default());
+        let queue = EventQueue::new(Arc::clone(&gate)).map_err(host("create an event"))?;
         let suspicion = Suspicion::new(Arc::clone(&queue));
         let witness: Arc<dyn PanicWitness> = suspicion.clone();
         let mut backends = Backends::open(config, &queue, &witness)?;
-        let ptys = std::mem::take(&mut backends.ptys);
+        let endpoints = std::mem::take(&mut backends.endpoints);
+        let taps = std::mem::take(&mut backends.new_taps);
 
-        // 3. The VM, its memory, and the loop that serves it.
+        // 3. The VM, its memory and address spaces, and the loop that serves it.
         let vm = kvm.create_vm()?;
         let ram = memory::create(&config.memory)?;
         vm.set_memory(&ram)?;
-        let mut events = EventLoop::new(options.stats)?;
-        let gate = Arc::new(VcpuGate::default());
+        let (pio, mmio) = (Arc::new(Bus::new("pio")), Arc::new(Bus::new("mmio")));
+        let posted = PostedQueue::new(vm.clone(), &pio, &mmio);
+        let buses = Buses {
+            pio,
+            mmio,
+            posted: posted.clone(),
+        };
+        let mut events = EventLoop::new(posted.clone(), options.stats)?;
         watch_machine(&mut events, &queue)?;
         let mut timer = |name, event| countdown(&mut events, &queue, name, event);
         let grace = timer("grace timer", || MachineEvent::GraceOver)?;
@@ -59,20 +67,15 @@ impl Machine {
         let panic = PanicProbe::new(suspicion, sample);
 
         // 4. The devices.
-        let buses = Buses {
-            pio: Arc::new(Bus::new("pio")),
-            mmio: Arc::new(Bus::new("mmio")),
-        };
-        let power = Arc::new(PowerSwitch {
-            gate: Arc::clone(&gate),
-            queue: Arc::clone(&queue),
-        });
-        let wiring = Wiring::new(config, &vm, &buses, &ram, &mut events, power)?;
+        let power = Arc::new(PowerSwitch(Arc::clone(&queue)));
+        let recall = gate.recall();
+        let wiring = Wiring::new(config, &vm, &buses, &ram, &mut events, power, recall)?;
         let devices = wiring.add_all(config, backends)?;
 
         // 5. The vCPUs, as they are to be after each reset.
         install_kick_handler()?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus.count)?;
+        posted.attach(vcpus[0].write_ring()?);
         let at_reset = AtReset::of(&kvm, &vm, &vcpus)?;
 
         // 6. Tables and kernel in memory, the boot processor at its entry.
@@ -103,7 +106,8 @@ impl Machine {
             on_reboot: config.on_reboot,
             on_panic: config.on_panic,
             stats: options.stats,
-            ptys,
+            endpoints,
+            taps,
         })
     }
 }
@@ -211,6 +215,7 @@ fn acpi_tables(config: &MachineConfig, devices: &Devices) -> Result<AcpiTables, 
         i8042: false,
         cmos_rtc: true,
         pvpanic: true,
+        ide: devices.has_ide(),
         pci_slots: devices.pci_slots().to_vec(),
         pci_mmio64: memory::pci_window(config.memory.size_bytes),
         s5_sleep_type: SLP_TYP_S5,

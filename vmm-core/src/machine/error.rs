@@ -1,16 +1,19 @@
 //! Why a machine could not be built or run on.
 
 use std::io;
+use std::path::PathBuf;
 
 use devices::block::DiskError;
 use devices::bus::BusError;
 use devices::console::CharError;
+use devices::ide::{IdeError, IdeMediumError};
 use devices::net::{MacError, TapError};
-use devices::pci::RootBusError;
+use devices::pci::{E1000Error, RootBusError};
 use devices::virtio::VirtioPciError;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
+use super::passt::PasstError;
 use crate::arch::acpi::AcpiError;
 use crate::boot::BootError;
 use crate::config::ConfigError;
@@ -50,15 +53,32 @@ pub enum MachineError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A disk or image that cannot be an IDE drive.
+    #[error("{}: {source}", path.display())]
+    IdeMedium {
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        source: IdeMediumError,
+    },
+    /// The IDE controller.
+    #[error(transparent)]
+    Ide(#[from] IdeError),
     /// A network interface.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The network without root.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     /// A network interface's MAC address.
     #[error(transparent)]
     Mac(#[from] MacError),
     /// A virtio device does not fit its transport.
     #[error(transparent)]
     Virtio(#[from] VirtioPciError),
+    /// An e1000.
+    #[error(transparent)]
+    E1000(#[from] E1000Error),
     /// A serial port or console.
     #[error(transparent)]
     Char(#[from] CharError),
@@ -111,7 +131,9 @@ impl MachineError {
             | Self::NoSuchHostCpu { .. }
             | Self::Boot(_)
             | Self::Disk(_)
+            | Self::IdeMedium { .. }
             | Self::Tap(_)
+            | Self::Passt(_)
             | Self::Mac(_)
             | Self::Char(_)
             | Self::Pci(_)
@@ -127,6 +149,8 @@ impl MachineError {
             | Self::Acpi(_)
             | Self::Ram(_)
             | Self::Virtio(_)
+            | Self::E1000(_)
+            | Self::Ide(_)
             | Self::Bus(_)
             | Self::EventLoop(_)
             | Self::Vcpu { .. }

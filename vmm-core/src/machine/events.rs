@@ -17,6 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::signals;
 use crate::vcpu::{StopReport, VcpuGate};
 
 /// One thing that happened.
@@ -48,23 +49,33 @@ impl MachineEvent {
 pub struct EventQueue {
     queue: Mutex<VecDeque<MachineEvent>>,
     wake: EventFd,
+    /// Closed, with the queue locked, when an event comes after which the guest must not go on.
+    gate: Arc<VcpuGate>,
 }
 
 impl EventQueue {
-    /// An empty queue.
+    /// An empty queue. `gate` is that of the vCPUs.
     ///
     /// # Errors
     /// No eventfd is to be had.
-    pub fn new() -> io::Result<Arc<Self>> {
+    pub fn new(gate: Arc<VcpuGate>) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             queue: Mutex::default(),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            gate,
         }))
     }
 
-    /// Adds an event and wakes the loop. Any thread.
+    /// Adds an event and wakes the loop. If the guest must not go on before it is served, the gate is closed. Any
+    /// thread.
     pub fn push(&self, event: MachineEvent) {
-        lock(&self.queue).push_back(event);
+        {
+            let mut queue = lock(&self.queue);
+            if event.stops_guest() {
+                self.gate.close();
+            }
+            queue.push_back(event);
+        }
         if let Err(e) = self.wake.write(1) {
             log::error!("cannot wake the event loop: {e}");
         }
@@ -83,9 +94,12 @@ impl EventQueue {
         });
     }
 
-    /// Whether an event waits for which the gate was closed: the guest must not go on before it is served.
-    pub fn holds_guest(&self) -> bool {
-        lock(&self.queue).iter().any(MachineEvent::stops_guest)
+    /// Opens the gate, unless an event waits for which it was closed.
+    pub fn resume_guest(&self) {
+        let queue = lock(&self.queue);
+        if !queue.iter().any(MachineEvent::stops_guest) {
+            self.gate.open();
+        }
     }
 }
 
@@ -103,27 +117,13 @@ impl MutEventSubscriber for QueueWaker {
     }
 }
 
-/// The devices' way to the machine's power: closes the gate, so that the guest runs no further, and tells the owner.
-pub struct PowerSwitch {
-    /// Closed until the owner has decided.
-    pub gate: Arc<VcpuGate>,
-    /// Where the owner listens.
-    pub queue: Arc<EventQueue>,
-}
+/// The devices' way to the machine's power: the guest runs no further until the owner has decided.
+pub struct PowerSwitch(pub Arc<EventQueue>);
 
 impl PowerControl for PowerSwitch {
     fn request(&self, event: PowerEvent) {
-        self.gate.close();
-        self.queue.push(MachineEvent::Power(event));
+        self.0.push(MachineEvent::Power(event));
     }
-}
-
-/// The signals that this process was started with as ignored: bit `n - 1` for signal `n`.
-fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0)
 }
 
 /// SIGTERM, SIGINT and SIGHUP become [`MachineEvent::Terminate`].
@@ -140,11 +140,10 @@ impl Signals {
     pub fn new(queue: Arc<EventQueue>) -> io::Result<Self> {
         let (pipe, sender) = UnixStream::pair()?;
         pipe.set_nonblocking(true)?;
-        let ignored = ignored_signals();
         // What our caller wants ignored stays so: `nohup`'s SIGHUP, a background job's SIGINT.
         for signal in [SIGTERM, SIGINT, SIGHUP]
             .into_iter()
-            .filter(|signal| ignored & (1 << (signal - 1)) == 0)
+            .filter(|signal| !signals::is_ignored(*signal))
         {
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
@@ -238,5 +237,27 @@ impl MutEventSubscriber for Countdown {
 fn watch(ops: &mut EventOps<'_>, events: Events) {
     if let Err(e) = ops.add(events) {
         log::error!("cannot watch a file descriptor: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_to_stop_is_not_resumed() {
+        let gate = Arc::new(VcpuGate::default());
+        let queue = EventQueue::new(Arc::clone(&gate)).unwrap();
+        queue.resume_guest();
+        assert!(!gate.is_closed());
+        queue.push(MachineEvent::PanicSample);
+        assert!(!gate.is_closed());
+        PowerSwitch(Arc::clone(&queue)).request(PowerEvent::PowerOff);
+        assert!(gate.is_closed());
+        queue.resume_guest();
+        assert!(gate.is_closed());
+        while queue.pop().is_some() {}
+        queue.resume_guest();
+        assert!(!gate.is_closed());
     }
 }

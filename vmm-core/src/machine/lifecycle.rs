@@ -9,6 +9,7 @@ use devices::sync::lock;
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 
+use super::drain::{self, HASTE, PATIENCE};
 use super::events::MachineEvent;
 use super::{CrashReport, Finished, Machine, MachineError, Outcome};
 use crate::arch::regs;
@@ -29,7 +30,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError`], ours every one: what the guest does wrong is an [`Outcome`].
     pub fn run(mut self) -> Result<Finished, MachineError> {
-        self.vcpus.resume();
+        self.queue.resume_guest();
         let cache_filler = self.fill_kernel_cache();
         let mut terminating = false;
         let outcome = loop {
@@ -40,7 +41,8 @@ impl Machine {
         };
         // A guest that was quick is not to leave its kernel uncached; one that died is reported at once.
         let orderly = matches!(outcome, Outcome::PoweredOff | Outcome::Reset);
-        let mut finished = self.finish(outcome);
+        let asked_for = terminating || matches!(outcome, Outcome::Ended);
+        let mut finished = self.finish(outcome, asked_for)?;
         finished.cache_filler = cache_filler.filter(|_| orderly);
         Ok(finished)
     }
@@ -85,7 +87,7 @@ impl Machine {
         Ok(None)
     }
 
-    /// The power switch has closed the vCPUs' gate before the event came here.
+    /// The vCPUs' gate was closed when the event came.
     fn on_power(&mut self, event: PowerEvent) -> Result<Option<Outcome>, MachineError> {
         match event {
             PowerEvent::PowerOff => Ok(Some(Outcome::PoweredOff)),
@@ -95,7 +97,7 @@ impl Machine {
                 log::warn!("the guest reports a panic");
                 // It is known; and what the kernel does about it is the user's wish.
                 self.panic.clear();
-                self.vcpus.resume();
+                self.queue.resume_guest();
                 Ok(None)
             }
         }
@@ -119,7 +121,7 @@ impl Machine {
     }
 
     fn crashed(&self, index: u32, reason: String) -> Outcome {
-        // The vCPU itself has parked or is about to; another one that is stuck in a terminal is not waited for.
+        // The vCPU itself has parked or is about to; another one whose exit takes long is not waited for.
         let vcpu = &self.vcpus.vcpus()[index as usize];
         let report = CrashReport::of(&lock(vcpu), index, &self.ram, reason);
         Outcome::Crashed(Box::new(report))
@@ -140,7 +142,7 @@ impl Machine {
         log::info!("the guest restarts");
         self.vcpus.pause();
         self.reset()?;
-        self.vcpus.resume();
+        self.queue.resume_guest();
         Ok(None)
     }
 
@@ -178,21 +180,25 @@ impl Machine {
         Ok(None)
     }
 
-    fn finish(self, outcome: Outcome) -> Finished {
+    /// `asked_for`: the user wants the end.
+    fn finish(self, outcome: Outcome, asked_for: bool) -> Result<Finished, MachineError> {
         let Self {
             vcpus,
             devices,
-            events,
+            mut events,
+            queue,
             stats,
             ..
         } = self;
         let counted = vcpus.finish();
+        let patience = if asked_for { HASTE } else { PATIENCE };
+        drain::output(&devices, &mut events, &queue, patience)?;
         devices.shut_down();
-        Finished {
+        Ok(Finished {
             outcome,
             report: stats.then(|| counted.report(&events.usage())),
             cache_filler: None,
-        }
+        })
     }
 }
 

@@ -5,13 +5,14 @@
 
 mod builder;
 mod crash;
+mod drain;
 mod error;
 mod events;
 mod lifecycle;
 mod panic_probe;
+mod passt;
 mod wiring;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -27,6 +28,7 @@ use crate::vcpu::VcpuThreads;
 
 pub use crash::CrashReport;
 pub use error::MachineError;
+pub use passt::PasstError;
 
 use events::{Countdown, EventQueue};
 use panic_probe::PanicProbe;
@@ -81,14 +83,22 @@ pub struct Machine {
     on_reboot: OnReboot,
     on_panic: OnPanic,
     stats: bool,
-    ptys: Vec<(String, PathBuf)>,
+    endpoints: Vec<(String, String)>,
+    taps: Vec<(String, String)>,
 }
 
 impl Machine {
-    /// `(port, path)` of each pseudo-terminal that was made for a serial port or console.
+    /// `(port, place)` of each serial port or console whose place the user cannot know: the path of a pseudo-terminal
+    /// that was made, the address of a TCP port that the host chose.
     #[must_use]
-    pub fn ptys(&self) -> &[(String, PathBuf)] {
-        &self.ptys
+    pub fn endpoints(&self) -> &[(String, String)] {
+        &self.endpoints
+    }
+
+    /// `(network interface, name)` of each TAP that was created.
+    #[must_use]
+    pub fn taps(&self) -> &[(String, String)] {
+        &self.taps
     }
 }
 

@@ -318,9 +318,7 @@ impl Machine {
             Some(Verdict::Open) => self.schedule_panic_sample()?,
             None => {}
         }
-        if !self.queue.holds_guest() {
-            self.vcpus.resume();
-        }
+        self.queue.resume_guest();
         Ok(None)
     }
 
@@ -480,7 +478,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            let queue = EventQueue::new().unwrap();
+            let queue = EventQueue::new(Arc::default()).unwrap();
             let timer = Countdown::new(Arc::clone(&queue), || MachineEvent::PanicSample).unwrap();
             let suspicion = Suspicion::new(Arc::clone(&queue));
             Self {
@@ -600,12 +598,9 @@ mod tests {
         f.says(Panic);
         f.queue.push(MachineEvent::PanicSample);
         f.queue.push(MachineEvent::Terminate);
-        assert!(!f.queue.holds_guest());
         f.queue
             .push(MachineEvent::Power(devices::legacy::PowerEvent::PowerOff));
-        assert!(f.queue.holds_guest());
         f.queue.forget_guest();
-        assert!(!f.queue.holds_guest());
         assert!(matches!(f.queue.pop(), Some(MachineEvent::Terminate)));
         assert!(f.queue.pop().is_none());
     }

@@ -1,42 +1,54 @@
 //! The only place that joins configuration to devices: one function per kind.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use devices::block::{RawFile, RawOptions};
+use devices::block::{BlockBackend, RawFile, RawOptions};
 use devices::bus::BusDevice;
 use devices::console::{
-    CharBackend, CharError, EscapeFilter, FileBackend, NullBackend, PanicWatch, PanicWitness,
-    PtyBackend, SocketBackend, StdioBackend,
+    CharBackend, CharError, EscapeFilter, FileBackend, NullBackend, OutputGauge, PanicWatch,
+    PanicWitness, Port, PtyBackend, SocketBackend, StdioBackend,
 };
 use devices::dma::GuestRam;
-use devices::irq::{Doorbell, MsiSink};
+use devices::ide::{Ide, IdeDrive, IdeDriveKind};
+use devices::irq::{Doorbell, IrqLine, MsiSink};
 use devices::legacy::{
     Cmos, I8042, MemorySizes, Pm, PowerControl, PowerEvent, Pvpanic, Reset, ResetSource, Uart16550,
 };
-use devices::net::{MacAddr, Tap};
+use devices::net::{MacAddr, NetBackend, StreamNet, Tap};
 use devices::pci::{
-    CONFIG_PORT_COUNT, Ecam, HostBridge, PciConfigPorts, PciDevice, PciWindows, RootBus,
+    CONFIG_PORT_COUNT, E1000, Ecam, HostBridge, PciConfigPorts, PciDevice, PciWindows, RootBus,
     RootBusError, intx_line,
 };
+use devices::posted::{PostedWrites, PostedZone, Space};
+use devices::recall::Recall;
 use devices::virtio::{Blk, Console, Net, Rng, VirtioDevice, VirtioPci};
 
 use super::MachineError;
 use super::events::{EventQueue, MachineEvent};
-use crate::config::{CharTarget, DiskConfig, MachineConfig, NetConfig};
+use super::passt::Passt;
+use crate::config::{
+    CharTarget, DiskConfig, DiskInterface, DiskMedia, MachineConfig, NetConfig, NetInterface,
+    Network,
+};
 use crate::event_loop::EventLoop;
 use crate::kvm::KvmVm;
 use crate::vcpu::Buses;
 use crate::{layout, memory};
 
+/// What an Ethernet interface transfers by default, in bytes.
+const ETHERNET_MTU: u16 = 1500;
+
 /// What the user's files, interfaces and terminals became when they were opened.
 pub struct Backends {
     disks: Vec<RawFile>,
-    taps: Vec<(Tap, MacAddr)>,
-    serials: Vec<Box<dyn CharBackend>>,
-    console: Option<Box<dyn CharBackend>>,
-    /// `(what it is for, path)` of each pseudo-terminal made.
-    pub ptys: Vec<(String, PathBuf)>,
+    nets: Vec<(Box<dyn NetBackend>, MacAddr)>,
+    passts: Vec<Passt>,
+    serials: Vec<Port>,
+    console: Option<Port>,
+    /// `(network interface, name)` of each TAP created.
+    pub new_taps: Vec<(String, String)>,
+    /// As [`Machine::endpoints`](super::Machine::endpoints).
+    pub endpoints: Vec<(String, String)>,
 }
 
 impl Backends {
@@ -52,16 +64,21 @@ impl Backends {
             .iter()
             .map(open_disk)
             .collect::<Result<_, _>>()?;
-        let taps = config
+        let (mut new_taps, mut passts) = (Vec::new(), Vec::new());
+        let nets = config
             .nets
             .iter()
-            .map(open_tap)
+            .enumerate()
+            .map(|(index, net)| {
+                let backend = open_net(index, net, &mut new_taps, &mut passts)?;
+                Ok((backend, mac_of(net)?))
+            })
             .collect::<Result<_, MachineError>>()?;
-        let mut ptys = Vec::new();
+        let mut endpoints = Vec::new();
         let mut open = |name: String, target: &CharTarget| {
-            let backend = open_char(name, target, queue, &mut ptys)?;
-            let watch = PanicWatch::new(backend, Arc::clone(witness));
-            Ok::<Box<dyn CharBackend>, CharError>(Box::new(watch))
+            let backend = open_char(&name, target, queue, &mut endpoints)?;
+            let watch = PanicWatch::new(Arc::clone(witness));
+            Ok::<_, CharError>(Port::new(name, backend).watched_by(watch))
         };
         let console = config
             .console
@@ -74,35 +91,76 @@ impl Backends {
             .collect::<Result<_, _>>()?;
         Ok(Self {
             disks,
-            taps,
+            nets,
+            passts,
             serials,
             console,
-            ptys,
+            new_taps,
+            endpoints,
         })
     }
 }
 
 fn open_disk(disk: &DiskConfig) -> Result<RawFile, MachineError> {
     let options = RawOptions {
-        read_only: disk.readonly,
+        read_only: disk.is_read_only(),
         direct: disk.direct,
     };
-    Ok(RawFile::open(&disk.path, options)?)
+    let file = RawFile::open(&disk.path, options)?;
+    if disk.interface == DiskInterface::Ide {
+        let medium = ide_kind(disk).check(file.info());
+        medium.map_err(|source| MachineError::IdeMedium {
+            path: disk.path.clone(),
+            source,
+        })?;
+    }
+    Ok(file)
 }
 
-fn open_tap(net: &NetConfig) -> Result<(Tap, MacAddr), MachineError> {
-    let mac = match &net.mac {
+fn ide_kind(disk: &DiskConfig) -> IdeDriveKind {
+    match disk.media {
+        DiskMedia::Disk => IdeDriveKind::Disk,
+        DiskMedia::Cdrom => IdeDriveKind::Cdrom,
+    }
+}
+
+fn open_net(
+    index: usize,
+    net: &NetConfig,
+    new_taps: &mut Vec<(String, String)>,
+    passts: &mut Vec<Passt>,
+) -> Result<Box<dyn NetBackend>, MachineError> {
+    let name = format!("net{index}");
+    Ok(match &net.network {
+        Network::Tap(tap) => Box::new(Tap::open(tap)?),
+        Network::NewTap { bridge } => {
+            let tap = Tap::create(bridge.as_deref())?;
+            new_taps.push((name, tap.name().to_owned()));
+            Box::new(tap)
+        }
+        Network::User { hostfwd } => {
+            // It offers the guest an MTU of 64 KiB, with which it is fastest, but which is not for real hardware.
+            let mtu = (net.interface != NetInterface::Virtio).then_some(ETHERNET_MTU);
+            let (socket, passt) = Passt::start(hostfwd, mtu)?;
+            passts.push(passt);
+            let backend = StreamNet::new(socket, format!("passt of {name}"));
+            Box::new(backend.map_err(host("set up a socket"))?)
+        }
+    })
+}
+
+fn mac_of(net: &NetConfig) -> Result<MacAddr, MachineError> {
+    Ok(match &net.mac {
         Some(text) => text.parse()?,
         None => MacAddr::random_local(),
-    };
-    Ok((Tap::open(&net.tap)?, mac))
+    })
 }
 
 fn open_char(
-    name: String,
+    name: &str,
     target: &CharTarget,
     queue: &Arc<EventQueue>,
-    ptys: &mut Vec<(String, PathBuf)>,
+    endpoints: &mut Vec<(String, String)>,
 ) -> Result<Box<dyn CharBackend>, CharError> {
     Ok(match target {
         CharTarget::Stdio => {
@@ -113,11 +171,18 @@ fn open_char(
         CharTarget::Null => Box::new(NullBackend),
         CharTarget::Pty => {
             let pty = PtyBackend::open()?;
-            ptys.push((name, pty.path().to_path_buf()));
+            endpoints.push((name.to_string(), pty.path().display().to_string()));
             Box::new(pty)
         }
         CharTarget::File(path) => Box::new(FileBackend::create(path)?),
         CharTarget::Socket(path) => Box::new(SocketBackend::listen(path)?),
+        CharTarget::Tcp(address) => {
+            let (backend, local) = SocketBackend::listen_tcp(address)?;
+            if address.ends_with(":0") {
+                endpoints.push((name.to_string(), local.to_string()));
+            }
+            Box::new(backend)
+        }
     })
 }
 
@@ -128,11 +193,20 @@ pub struct Devices {
     pm: Arc<Pm>,
     resettable: Vec<Arc<dyn Reset>>,
     config_ports: Arc<PciConfigPorts>,
+    posted: Arc<dyn PostedWrites>,
     virtio: Vec<Arc<VirtioPci>>,
+    ide: Option<Arc<Ide>>,
     slots: Vec<u8>,
+    outputs: Vec<OutputGauge>,
+    passts: Vec<Passt>,
 }
 
 impl Devices {
+    /// Whether there is an IDE controller, with its fixed ports.
+    pub fn has_ide(&self) -> bool {
+        self.ide.is_some()
+    }
+
     /// The PCI slots that are taken.
     pub fn pci_slots(&self) -> &[u8] {
         &self.slots
@@ -140,6 +214,8 @@ impl Devices {
 
     /// Back to power-on. All vCPUs are parked.
     pub fn reset(&self) -> Result<(), MachineError> {
+        // They were written before the reset.
+        self.posted.deliver();
         self.root.reset()?;
         self.config_ports.reset();
         for device in &self.resettable {
@@ -158,10 +234,21 @@ impl Devices {
         self.pm.press_power_button()
     }
 
+    /// Output of serial ports and console that waits to be taken, in bytes.
+    pub fn output_waiting(&self) -> usize {
+        self.outputs.iter().map(OutputGauge::waiting_bytes).sum()
+    }
+
     /// Finishes what is in flight. All vCPU threads have ended.
-    pub fn shut_down(&self) {
+    pub fn shut_down(self) {
         for device in &self.virtio {
             device.shutdown();
+        }
+        if let Some(ide) = &self.ide {
+            ide.shutdown();
+        }
+        for passt in self.passts {
+            passt.end();
         }
     }
 }
@@ -173,6 +260,7 @@ pub struct Wiring<'a> {
     ram: &'a Arc<GuestRam>,
     events: &'a mut EventLoop,
     power: Arc<dyn PowerControl>,
+    recall: Arc<Recall>,
     root: Arc<RootBus>,
     config_ports: Arc<PciConfigPorts>,
     resettable: Vec<Arc<dyn Reset>>,
@@ -189,6 +277,7 @@ impl<'a> Wiring<'a> {
         ram: &'a Arc<GuestRam>,
         events: &'a mut EventLoop,
         power: Arc<dyn PowerControl>,
+        recall: Arc<Recall>,
     ) -> Result<Self, MachineError> {
         let windows = PciWindows {
             mmio32: layout::PCI_MMIO32,
@@ -196,7 +285,13 @@ impl<'a> Wiring<'a> {
             io: layout::PCI_IO,
         };
         let doorbell: Arc<dyn Doorbell> = Arc::new(vm.clone());
-        let root = Arc::new(RootBus::new(&buses.mmio, &buses.pio, doorbell, windows));
+        let root = Arc::new(RootBus::new(
+            &buses.mmio,
+            &buses.pio,
+            doorbell,
+            Arc::clone(&buses.posted),
+            windows,
+        ));
         let on_reset = {
             let power = Arc::clone(&power);
             Box::new(move || power.request(PowerEvent::Reset(ResetSource::ResetControl)))
@@ -219,6 +314,7 @@ impl<'a> Wiring<'a> {
             ram,
             events,
             power,
+            recall,
             root,
             config_ports,
             resettable: Vec::new(),
@@ -235,23 +331,34 @@ impl<'a> Wiring<'a> {
     ) -> Result<Devices, MachineError> {
         let Backends {
             disks,
-            taps,
+            nets,
+            passts,
             serials,
             console,
-            ptys: _,
+            new_taps: _,
+            endpoints: _,
         } = backends;
+        let outputs = serials.iter().chain(&console).map(Port::gauge).collect();
         let pm = self.add_legacy(config.memory.size_bytes)?;
-        for (index, backend) in serials.into_iter().enumerate() {
-            self.add_serial(index, backend)?;
+        for (index, port) in serials.into_iter().enumerate() {
+            self.add_serial(index, port)?;
         }
+        let mut ide_drives = Vec::new();
         for (index, (disk, config)) in disks.into_iter().zip(&config.disks).enumerate() {
-            self.add_disk(index, disk, config)?;
+            match config.interface {
+                DiskInterface::Virtio => self.add_disk(index, disk, config)?,
+                DiskInterface::Ide => ide_drives.push(ide_drive(ide_drives.len(), disk, config)),
+            }
         }
-        for (index, (tap, mac)) in taps.into_iter().enumerate() {
-            self.add_net(index, tap, mac)?;
+        let ide = self.add_ide(ide_drives)?;
+        for (index, ((backend, mac), config)) in nets.into_iter().zip(&config.nets).enumerate() {
+            match config.interface {
+                NetInterface::Virtio => self.add_net(index, backend, mac)?,
+                NetInterface::E1000 => self.add_e1000(index, backend, mac)?,
+            }
         }
-        if let Some(backend) = console {
-            let device = Console::new("virtio-console0".into(), backend)
+        if let Some(port) = console {
+            let device = Console::new("virtio-console0".into(), port)
                 .map_err(host("create a virtio device"))?;
             self.add_virtio(Box::new(device))?;
         }
@@ -266,8 +373,12 @@ impl<'a> Wiring<'a> {
             pm,
             resettable: self.resettable,
             config_ports: self.config_ports,
+            posted: Arc::clone(&self.buses.posted),
             virtio: self.virtio,
+            ide,
             slots: self.slots,
+            outputs,
+            passts,
         })
     }
 
@@ -300,16 +411,15 @@ impl<'a> Wiring<'a> {
         Ok(())
     }
 
-    fn add_serial(
-        &mut self,
-        index: usize,
-        backend: Box<dyn CharBackend>,
-    ) -> Result<(), MachineError> {
+    fn add_serial(&mut self, index: usize, port: Port) -> Result<(), MachineError> {
         let name = format!("com{}", index + 1);
         let line = self.vm.interrupts().line(layout::COM_GSIS[index]);
-        let uart = Arc::new(
-            Uart16550::new(name.clone(), line, backend).map_err(host("create a serial port"))?,
-        );
+        let recall = Arc::clone(&self.recall);
+        let posted = Arc::clone(&self.buses.posted);
+        let uart = Uart16550::new(name.clone(), line, port, recall)
+            .with_posting(posted, layout::COM_PORTS[index])
+            .map_err(host("create a serial port"))?;
+        let uart = Arc::new(uart);
         self.add_legacy_device(
             layout::COM_PORTS[index],
             Uart16550::PORT_COUNT,
@@ -331,31 +441,106 @@ impl<'a> Wiring<'a> {
         self.add_virtio(Box::new(device))
     }
 
-    fn add_net(&mut self, index: usize, tap: Tap, mac: MacAddr) -> Result<(), MachineError> {
+    /// The IDE controller, if there are drives, in their order: primary master, primary slave, secondary master,
+    /// secondary slave.
+    fn add_ide(&mut self, drives: Vec<IdeDrive>) -> Result<Option<Arc<Ide>>, MachineError> {
+        if drives.is_empty() {
+            return Ok(None);
+        }
+        let mut places = [const { None }; Ide::MAX_DRIVES];
+        for (place, drive) in places.iter_mut().zip(drives) {
+            *place = Some(drive);
+        }
+        let lines = layout::IDE_GSIS.map(|gsi| self.vm.interrupts().line(gsi));
+        let ide = Ide::new("ide".into(), places, Arc::clone(self.ram), lines)?;
+        let blocks = layout::IDE_COMMAND_PORTS
+            .into_iter()
+            .zip(layout::IDE_CONTROL_PORTS);
+        for (channel, (command, control)) in blocks.enumerate() {
+            let pio = &self.buses.pio;
+            pio.insert(command, Ide::COMMAND_PORTS, ide.command_block(channel))?;
+            pio.insert(control, Ide::CONTROL_PORTS, ide.control_block(channel))?;
+            let stores = Ide::POSTED_PORTS;
+            let zone = PostedZone {
+                space: Space::Io,
+                start: command + u64::from(stores.start),
+                len_bytes: stores.end - stores.start,
+            };
+            self.buses
+                .posted
+                .open(zone)
+                .map_err(host("post writes to IDE"))?;
+            for (offset, value, event) in ide.doorbells(channel) {
+                self.vm
+                    .bind_port(command + offset, value, event)
+                    .map_err(host("bind a doorbell of IDE"))?;
+            }
+        }
+        self.events.add("ide", Box::new(ide.subscriber()));
+        let slot = self
+            .root
+            .insert(Arc::clone(&ide) as Arc<dyn PciDevice>, None)?;
+        self.slots.push(slot);
+        Ok(Some(ide))
+    }
+
+    fn add_net(
+        &mut self,
+        index: usize,
+        backend: Box<dyn NetBackend>,
+        mac: MacAddr,
+    ) -> Result<(), MachineError> {
         let name = format!("virtio-net{index}");
-        let device =
-            Net::new(name, Box::new(tap), mac).map_err(host("create a network interface"))?;
+        let device = Net::new(name, backend, mac).map_err(host("create a network interface"))?;
         self.add_virtio(Box::new(device))
+    }
+
+    fn add_e1000(
+        &mut self,
+        index: usize,
+        backend: Box<dyn NetBackend>,
+        mac: MacAddr,
+    ) -> Result<(), MachineError> {
+        let name = format!("e1000-{index}");
+        let (slot, line) = self.next_slot(&name)?;
+        let nic = E1000::new(name.clone(), backend, mac, Arc::clone(self.ram), line)?;
+        self.events.add(&name, Box::new(nic.subscriber()));
+        self.insert(nic, slot)
     }
 
     fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
         let name = device.info().name;
-        let slot = self
-            .root
-            .next_slot()
-            .ok_or_else(|| RootBusError::Full { name: name.clone() })?;
-        let line = self
-            .vm
-            .interrupts()
-            .line(layout::PCI_INTX_GSI + u32::from(intx_line(slot, 0)));
+        let (slot, line) = self.next_slot(&name)?;
         let msi: Arc<dyn MsiSink> = Arc::new(self.vm.interrupts().clone());
         let function = VirtioPci::new(device, Arc::clone(self.ram), msi, line)?;
         self.events.add(&name, Box::new(function.subscriber()));
-        self.root
-            .insert(Arc::clone(&function) as Arc<dyn PciDevice>, Some(slot))?;
-        self.slots.push(slot);
+        self.insert(Arc::clone(&function) as Arc<dyn PciDevice>, slot)?;
         self.virtio.push(function);
         Ok(())
+    }
+
+    /// The PCI slot for the next device, and the wire of its pin INTA#.
+    fn next_slot(&self, name: &str) -> Result<(u8, IrqLine), MachineError> {
+        let slot = self.root.next_slot().ok_or_else(|| RootBusError::Full {
+            name: name.to_string(),
+        })?;
+        let gsi = layout::PCI_INTX_GSI + u32::from(intx_line(slot, 0));
+        Ok((slot, self.vm.interrupts().line(gsi)))
+    }
+
+    fn insert(&mut self, device: Arc<dyn PciDevice>, slot: u8) -> Result<(), MachineError> {
+        self.root.insert(device, Some(slot))?;
+        self.slots.push(slot);
+        Ok(())
+    }
+}
+
+fn ide_drive(index: usize, disk: RawFile, config: &DiskConfig) -> IdeDrive {
+    let default = || format!("TRIPATH-IDE{index}");
+    IdeDrive {
+        kind: ide_kind(config),
+        backend: Box::new(disk),
+        serial: config.serial.clone().unwrap_or_else(default),
     }
 }
 
