@@ -23,7 +23,9 @@ pub fn tests() -> Vec<E2eTest> {
         test("blk::file_system_direct_io", |ctx| {
             file_system(ctx, Kernel::Cloud61, ",direct=on")
         }),
-        test("blk::fsync_survives_kill", fsync_survives_kill),
+        test("blk::fsync_survives_kill", |ctx| {
+            fsync_survives_kill(ctx, Kernel::Cloud61, "")
+        }),
         test("blk::serial_number", serial_number),
         test("blk::read_only", read_only),
         test("blk::discard", discard),
@@ -33,7 +35,7 @@ pub fn tests() -> Vec<E2eTest> {
     ]
 }
 
-fn sha256(path: &Path) -> Result<String> {
+pub fn sha256(path: &Path) -> Result<String> {
     let mut reader = BufReader::new(File::open(path)?);
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -51,22 +53,34 @@ fn sha256(path: &Path) -> Result<String> {
         .collect())
 }
 
-fn file_system(ctx: &Ctx, kernel: Kernel, options: &str) -> Result<()> {
+/// The first disk of these options, as a guest calls it.
+fn device(options: &str) -> &'static str {
+    if options.contains("if=ide") {
+        "/dev/sda"
+    } else {
+        "/dev/vda"
+    }
+}
+
+/// A file system is filled; guest and host see the same bytes.
+pub fn file_system(ctx: &Ctx, kernel: Kernel, options: &str) -> Result<()> {
     let disk = ctx.disk("disk", 48)?;
     let mut vm = Vm::new(ctx)
         .kernel(kernel)
         .disk(&disk, options)
         .module("ext4")
-        .job(
-            "mke2fs -q /dev/vda >/dev/null
-             mount -t ext4 /dev/vda /mnt || exit
+        .job(&format!(
+            "DISK={}
+             mke2fs -q $DISK >/dev/null
+             mount -t ext4 $DISK /mnt || exit
              dd if=/dev/urandom of=/mnt/random bs=1M count=16 2>/dev/null
              while cp /mnt/random /mnt/copy$((n++)) 2>/dev/null; do :; done
-             echo FULL $(df /mnt | awk 'END { print $5 }')
+             echo FULL $(df /mnt | awk 'END {{ print $5 }}')
              umount /mnt || exit
              echo 3 >/proc/sys/vm/drop_caches
-             echo SHA256 $(sha256sum </dev/vda)",
-        )
+             echo SHA256 $(sha256sum <$DISK)",
+            device(options)
+        ))
         .spawn()?;
     let full = vm.value("FULL", BOOT)?;
     ensure!(full == "100%", "the file system is full to {full}");
@@ -80,17 +94,20 @@ fn file_system(ctx: &Ctx, kernel: Kernel, options: &str) -> Result<()> {
     Ok(())
 }
 
-fn fsync_survives_kill(ctx: &Ctx) -> Result<()> {
+/// What was synced is in the file, though the VMM is killed.
+pub fn fsync_survives_kill(ctx: &Ctx, kernel: Kernel, options: &str) -> Result<()> {
     let disk = ctx.disk("disk", 16)?;
     let mut vm = Vm::new(ctx)
-        .disk(&disk, "")
-        .job(
+        .kernel(kernel)
+        .disk(&disk, options)
+        .job(&format!(
             "dd if=/dev/urandom of=/data bs=1M count=16 2>/dev/null
              sum=$(sha256sum </data)
-             dd if=/data of=/dev/vda bs=1M conv=fsync 2>/dev/null
+             dd if=/data of={} bs=1M conv=fsync 2>/dev/null
              echo SYNCED $sum
              sleep 1000",
-        )
+            device(options)
+        ))
         .spawn()?;
     let written = vm.value("SYNCED", BOOT)?;
     // Dropping it sends SIGKILL, and waits for the end.

@@ -1,17 +1,20 @@
 //! Serial ports, virtio-console, virtio-rng, and the user's terminal.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
 
+use crate::harness::measure::cpu_time;
 use crate::harness::vm::{BOOT, Vm};
 use crate::harness::{Ctx, E2eTest, Kernel, sys, test};
 
@@ -29,6 +32,19 @@ pub fn tests() -> Vec<E2eTest> {
         ),
         test("console::virtio_bulk", virtio_bulk),
         test("console::virtio_rng", virtio_rng),
+        test("console::late_tcp_client", late_tcp_client),
+        test("console::serial_through_a_slow_reader", |ctx| {
+            slow_reader(ctx, Port::Serial)
+        }),
+        test("console::virtio_through_a_slow_reader", |ctx| {
+            slow_reader(ctx, Port::Virtio)
+        }),
+        test("console::serial_reader_that_stopped", |ctx| {
+            stopped_reader(ctx, Port::Serial)
+        }),
+        test("console::virtio_reader_that_stopped", |ctx| {
+            stopped_reader(ctx, Port::Virtio)
+        }),
         test("console::ctrl_a_x_quits", |ctx| {
             terminal(ctx, Leave::CtrlAX)
         }),
@@ -185,6 +201,169 @@ fn virtio_bulk(ctx: &Ctx) -> Result<()> {
     let got = std::fs::read_to_string(&path)?;
     ensure!(got == expected, "{} bytes of {}", got.len(), expected.len());
     Ok(())
+}
+
+fn late_tcp_client(ctx: &Ctx) -> Result<()> {
+    let mut vm = Vm::new(ctx)
+        .option("--serial", "tcp=127.0.0.1:0")
+        .option("--serial", "stdio")
+        .job("stty -echo; echo EARLY; echo READY >/dev/ttyS1; read line; echo GOT $line; read line")
+        .spawn()?;
+    let address = vm.value("com1 is ", BOOT)?;
+    vm.wait_for("READY", BOOT)?;
+    let mut client = TcpStream::connect(&address)?;
+    client.set_read_timeout(Some(BOOT))?;
+    let mut lines = BufReader::new(client.try_clone()?).lines();
+    let mut wait_for = |text: &str| loop {
+        let line = lines.next().context("the connection has ended")??;
+        if line.contains(text) {
+            return anyhow::Ok(());
+        }
+    };
+    wait_for("EARLY")?;
+    client.write_all(b"hello\n")?;
+    wait_for("GOT hello")?;
+    client.write_all(b"\n")?;
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Port {
+    Serial,
+    Virtio,
+}
+
+/// A guest whose standard output is a small pipe that nobody reads yet.
+struct Piped {
+    child: Child,
+    stdout: ChildStdout,
+    messages: Lines<BufReader<ChildStderr>>,
+}
+
+impl Piped {
+    fn start(ctx: &Ctx, port: Port, script: &str) -> Result<Self> {
+        let mut image = std::fs::read(ctx.testbed.join("guest.cpio.gz"))?;
+        crate::harness::cpio::append(&mut image, &[("job", script)]);
+        let initrd = ctx.path("pipe.cpio");
+        std::fs::write(&initrd, image)?;
+        let (kernel, console, options) = match port {
+            Port::Serial => (Kernel::Cloud61, "ttyS0", &[][..]),
+            Port::Virtio => (Kernel::Generic612, "hvc0", &["--console", "stdio"][..]),
+        };
+        let mut command = Command::new(&ctx.binary);
+        command
+            .args(["run", "--cmdline"])
+            .arg(format!("console={console} quiet reboot=k"))
+            .arg("--kernel")
+            .arg(ctx.kernel(kernel))
+            .arg("--initrd")
+            .arg(initrd)
+            .args(options)
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        sys::die_with_parent(&mut command, Signal::KILL);
+        println!("+ {command:?}");
+        let mut child = command.spawn()?;
+        let stdout = child.stdout.take().context("no stdout")?;
+        fcntl_setpipe_size(&stdout, 4096)?;
+        let messages = BufReader::new(child.stderr.take().context("no stderr")?).lines();
+        Ok(Self {
+            child,
+            stdout,
+            messages,
+        })
+    }
+
+    /// Waits until the pipe is full and all that the VMM holds.
+    fn wait_until_stuck(&mut self) -> Result<()> {
+        for message in self.messages.by_ref() {
+            let message = message?;
+            println!("! {message}");
+            if message.contains("the guest has to wait") {
+                return Ok(());
+            }
+        }
+        bail!("it ended before that")
+    }
+}
+
+/// Nothing of what is printed is lost though the reader comes late and rests once more.
+fn slow_reader(ctx: &Ctx, port: Port) -> Result<()> {
+    // Twice as much as the pipe and the VMM hold. In large blocks: a line at a time would be far slower.
+    let last = 25_000;
+    let script = format!("stty -onlcr; echo FROM-HERE; seq 1 {last} | cat; echo TO-HERE");
+    let mut vm = Piped::start(ctx, port, &script)?;
+    vm.wait_until_stuck()?;
+    // Enough for the guest to go on.
+    let mut text = vec![0; 40 << 10];
+    vm.stdout.read_exact(&mut text)?;
+    vm.wait_until_stuck()?;
+    vm.stdout.read_to_end(&mut text)?;
+    let status = vm.child.wait()?;
+    ensure!(status.success(), "{status}");
+    let text = String::from_utf8_lossy(&text);
+    let (_, rest) = text.split_once("FROM-HERE\n").context("no beginning")?;
+    let (numbers, _) = rest.split_once("TO-HERE").context("no end")?;
+    let expected: String = (1..=last).map(|n| format!("{n}\n")).collect();
+    ensure!(
+        numbers == expected,
+        "{} bytes of {}",
+        numbers.len(),
+        expected.len()
+    );
+    Ok(())
+}
+
+/// Signals end the run at once although its output is stuck.
+fn stopped_reader(ctx: &Ctx, port: Port) -> Result<()> {
+    let mut vm = Piped::start(
+        ctx,
+        port,
+        match port {
+            // The kernel's own messages: it polls, and in the end writes though there is no room.
+            Port::Serial => {
+                "echo 8 >/proc/sys/kernel/printk; while true; do echo t >/proc/sysrq-trigger; done"
+            }
+            Port::Virtio => "stty -opost; while true; do cat /bin/busybox; done",
+        },
+    )?;
+    vm.wait_until_stuck()?;
+    let pid = sys::pid_of(&vm.child)?;
+    if port == Port::Serial {
+        wait_until_idle(vm.child.id())?;
+    }
+    // Asks the guest to power off, which may not listen, then ends it.
+    kill_process(pid, Signal::TERM)?;
+    if !sys::wait_ended(pid, Duration::from_secs(1))? {
+        kill_process(pid, Signal::TERM)?;
+    }
+    ensure!(
+        sys::wait_ended(pid, Duration::from_secs(5))?,
+        "still running"
+    );
+    let status = vm.child.wait()?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+/// Waits until the process uses little CPU: neither the guest nor the VMM spins until there is room.
+fn wait_until_idle(pid: u32) -> Result<()> {
+    let deadline = Instant::now() + BOOT;
+    let mut before = cpu_time(pid)?;
+    loop {
+        // The span that is measured: there is no event for what does not happen.
+        std::thread::sleep(Duration::from_secs(1));
+        let now = cpu_time(pid)?;
+        println!("{:?} of CPU in a second", now.saturating_sub(before));
+        if now.saturating_sub(before) <= Duration::from_millis(250) {
+            return Ok(());
+        }
+        before = now;
+        ensure!(Instant::now() < deadline, "it spins for ever");
+    }
 }
 
 fn virtio_rng(ctx: &Ctx) -> Result<()> {

@@ -12,8 +12,12 @@ mod blk;
 mod boot;
 mod console;
 mod costs;
+mod e1000;
 mod harness;
+mod ide;
+mod ipxe;
 mod net;
+mod net_user;
 mod panic;
 mod reset;
 mod usage;
@@ -30,7 +34,11 @@ fn all_tests() -> Vec<E2eTest> {
         reset::tests(),
         panic::tests(),
         blk::tests(),
+        ide::tests(),
         net::tests(),
+        ipxe::tests(),
+        net_user::tests(),
+        e1000::tests(),
         console::tests(),
         usage::tests(),
         usage_files::tests(),

@@ -9,22 +9,26 @@ use anyhow::{Context, Result, anyhow, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::harness::tap::{self, GUEST_NET, HOST};
-use crate::harness::vm::{BOOT, Vm};
+use crate::harness::vm::{BOOT, Nic, Vm};
 use crate::harness::{Ctx, E2eTest, Kernel, test};
 
+/// How much crosses each way.
 const TRANSFER_BYTES: usize = 100_000_000;
 const GUEST_PORT: u16 = 8080;
-const TRANSFER: Duration = Duration::from_secs(120);
+/// Long enough for that, one way.
+pub const TRANSFER: Duration = Duration::from_secs(120);
 
 pub fn tests() -> Vec<E2eTest> {
     vec![
-        test("net::ping", ping).own_network(),
+        test("net::ping", |ctx| ping(ctx, Nic::Virtio, Kernel::Cloud61)).own_network(),
         test("net::mac_address", mac_address).own_network(),
-        test("net::tcp_both_ways_6_1", |ctx| tcp(ctx, Kernel::Cloud61))
-            .own_network()
-            .limit(300),
+        test("net::tcp_both_ways_6_1", |ctx| {
+            tcp(ctx, Nic::Virtio, Kernel::Cloud61, "")
+        })
+        .own_network()
+        .limit(300),
         test("net::tcp_both_ways_6_12", |ctx| {
-            tcp(ctx, Kernel::Generic612)
+            tcp(ctx, Nic::Virtio, Kernel::Generic612, "")
         })
         .own_network()
         .limit(300),
@@ -33,10 +37,12 @@ pub fn tests() -> Vec<E2eTest> {
     ]
 }
 
-fn ping(ctx: &Ctx) -> Result<()> {
+/// The guest pings the host.
+pub fn ping(ctx: &Ctx, nic: Nic, kernel: Kernel) -> Result<()> {
     tap::make("tap0")?;
     let mut vm = Vm::new(ctx)
-        .net("tap0", GUEST_NET)
+        .kernel(kernel)
+        .net_as(nic, "tap0", GUEST_NET)
         .job(&format!(
             "ping -c 5 -i 0.2 -w 20 {HOST} >/tmp/ping && echo ANSWERED || echo LOST; cat /tmp/ping"
         ))
@@ -60,22 +66,34 @@ fn mac_address(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-fn tcp(ctx: &Ctx, kernel: Kernel) -> Result<()> {
+/// 100 MB by TCP to the guest and back, compared. `mtu` is that of both ends, if it is not the usual one.
+pub fn tcp(ctx: &Ctx, nic: Nic, kernel: Kernel, mtu: &str) -> Result<()> {
     tap::make("tap0")?;
+    let mut set_mtu = String::new();
+    if !mtu.is_empty() {
+        tap::ip(&format!("link set tap0 mtu {mtu}"))?;
+        set_mtu = format!(
+            "ip link set eth0 mtu {mtu} && ping -c 3 -s 8000 -w 20 {HOST} >/dev/null && echo LARGE-PASS"
+        );
+    }
     let to_guest = TcpListener::bind((HOST, 0))?;
     let port_out = to_guest.local_addr()?.port();
-    let sent = serve(to_guest, send_noise);
+    let sent = serve(to_guest, |stream| send_noise(stream, TRANSFER_BYTES));
     let mut vm = Vm::new(ctx)
         .kernel(kernel)
         .memory("512M")
-        .net("tap0", GUEST_NET)
+        .net_as(nic, "tap0", GUEST_NET)
         .job(&format!(
-            "nc {HOST} {port_out} </dev/null >/data
+            "{set_mtu}
+             nc {HOST} {port_out} </dev/null >/data
              echo RECEIVED $(wc -c </data) $(sha256sum </data)
              httpd -p {GUEST_PORT} -h /
              echo SERVING; read line"
         ))
         .spawn()?;
+    if !mtu.is_empty() {
+        vm.wait_for("LARGE-PASS", BOOT)?;
+    }
     let in_guest = vm.value("RECEIVED", TRANSFER)?;
     let sum = finish(sent)?;
     ensure!(
@@ -83,7 +101,8 @@ fn tcp(ctx: &Ctx, kernel: Kernel) -> Result<()> {
         "the host sent {sum}, the guest got {in_guest}"
     );
     vm.wait_for("SERVING", BOOT)?;
-    let back = fetch()?;
+    let address = GUEST_NET.split('/').next().unwrap_or_default();
+    let back = fetch((address, GUEST_PORT))?;
     ensure!(back == sum, "the guest sent {sum}, the host got {back}");
     vm.send("\n")?;
     vm.wait_success(BOOT)?;
@@ -91,22 +110,23 @@ fn tcp(ctx: &Ctx, kernel: Kernel) -> Result<()> {
 }
 
 /// Serves one connection in a thread.
-fn serve(
+pub fn serve(
     listener: TcpListener,
-    work: fn(TcpStream) -> Result<String>,
+    work: impl FnOnce(TcpStream) -> Result<String> + Send + 'static,
 ) -> JoinHandle<Result<String>> {
     std::thread::spawn(move || work(listener.accept()?.0))
 }
 
-fn finish(server: JoinHandle<Result<String>>) -> Result<String> {
+/// What the thread returned.
+pub fn finish(server: JoinHandle<Result<String>>) -> Result<String> {
     server.join().map_err(|_| anyhow!("the server panicked"))?
 }
 
-/// Sends pseudo-random bytes; returns their SHA-256.
-fn send_noise(mut stream: TcpStream) -> Result<String> {
+/// Sends so many pseudo-random bytes; returns their SHA-256.
+pub fn send_noise(mut stream: TcpStream, bytes: usize) -> Result<String> {
     let mut digest = Sha256::new();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut left = TRANSFER_BYTES;
+    let mut left = bytes;
     while left > 0 {
         let mut chunk: Vec<u8> = std::iter::repeat_with(|| {
             // xorshift: no byte is like its neighbours, which is all that is asked of it.
@@ -128,9 +148,8 @@ fn send_noise(mut stream: TcpStream) -> Result<String> {
 
 /// The SHA-256 of the guest's `/data`, by HTTP: the guest sends large pieces with few system calls, which spares an
 /// emulated L1, whose QEMU now and then delivers an interrupt right at a system call.
-fn fetch() -> Result<String> {
-    let address = GUEST_NET.split('/').next().unwrap_or_default();
-    let mut stream = TcpStream::connect((address, GUEST_PORT))?;
+pub fn fetch(server: (&str, u16)) -> Result<String> {
+    let mut stream = TcpStream::connect(server)?;
     stream.set_read_timeout(Some(TRANSFER))?;
     stream.write_all(b"GET /data HTTP/1.0\r\n\r\n")?;
     let mut reader = BufReader::with_capacity(1 << 17, stream);

@@ -10,11 +10,15 @@ use crate::harness::{Ctx, E2eTest, Kernel, test};
 pub fn tests() -> Vec<E2eTest> {
     vec![
         test("panic::exits_within_a_second_6_1", |ctx| {
-            exits_at_once(ctx, Kernel::Cloud61)
+            exits_at_once(panicking(ctx))
         })
         .alone(),
         test("panic::exits_within_a_second_6_12", |ctx| {
-            exits_at_once(ctx, Kernel::Generic612)
+            exits_at_once(panicking(ctx).kernel(Kernel::Generic612))
+        })
+        .alone(),
+        test("panic::known_without_a_notifier", |ctx| {
+            exits_at_once(without_init(ctx))
         })
         .alone(),
         test("panic::hangs_when_told_to", hangs),
@@ -28,8 +32,15 @@ fn panicking(ctx: &Ctx) -> Vm<'_> {
         .job("echo GUEST-UP; echo c >/proc/sysrq-trigger; sleep 1000")
 }
 
-fn exits_at_once(ctx: &Ctx, kernel: Kernel) -> Result<()> {
-    let mut vm = panicking(ctx).kernel(kernel).spawn()?;
+/// Its panic comes before any module of a panic notifier could be loaded.
+fn without_init(ctx: &Ctx) -> Vm<'_> {
+    Vm::new(ctx)
+        .cpus(2)
+        .init("#!/bin/busybox sh\necho GUEST-UP; exit 7\n")
+}
+
+fn exits_at_once(vm: Vm<'_>) -> Result<()> {
+    let mut vm = vm.spawn()?;
     vm.wait_for("GUEST-UP", BOOT)?;
     let panic = vm.wait_for("Kernel panic - not syncing", BOOT)?;
     let exit = vm.wait_exit(BOOT)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::harness::vm::{BOOT, Running, Vm};
 use crate::harness::{Ctx, E2eTest, Kernel, test};
 use crate::usage::mistake;
 
@@ -74,7 +75,37 @@ pub fn tests() -> Vec<E2eTest> {
             "no-such-folder",
         )
     }));
+    tests.push(test("usage::serial_file_of_another_run", |ctx| {
+        let target = format!("file={}", ctx.path("the-log").display());
+        let _other = other_run(ctx, &target)?;
+        beside_good_kernel(ctx, "--serial", target.into(), "another run")
+    }));
+    tests.push(test("usage::serial_socket_of_another_run", |ctx| {
+        let target = format!("socket={}", ctx.path("the-socket").display());
+        let _other = other_run(ctx, &target)?;
+        beside_good_kernel(ctx, "--serial", target.into(), "another process")
+    }));
+    tests.push(test("usage::serial_port_in_use", |ctx| {
+        let other = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let address = other.local_addr()?.to_string();
+        let target = format!("tcp={address}");
+        beside_good_kernel(ctx, "--serial", target.into(), &address)
+    }));
+    tests.push(test("usage::serial_address_of_another_host", |ctx| {
+        beside_good_kernel(ctx, "--serial", "tcp=192.0.2.1:4444".into(), "192.0.2.1")
+    }));
     tests
+}
+
+/// A run whose COM1 is that target and whose COM2 has said that it is up.
+fn other_run(ctx: &Ctx, target: &str) -> Result<Running> {
+    let mut vm = Vm::new(ctx)
+        .option("--serial", target)
+        .option("--serial", "stdio")
+        .job("echo UP >/dev/ttyS1; sleep 1000")
+        .spawn()?;
+    vm.wait_for("UP", BOOT)?;
+    Ok(vm)
 }
 
 fn spoiled(ctx: &Ctx, name: &str, spoil: Spoil) -> Result<PathBuf> {

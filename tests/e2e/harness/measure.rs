@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -94,6 +95,18 @@ pub fn memory(pid: u32) -> Result<Memory> {
         "process {pid} has no mapping like a guest's RAM"
     );
     Ok(memory)
+}
+
+/// CPU time that a process has used so far, its guest's included. Scheduler ticks do not matter: from
+/// `/proc/PID/task/*/schedstat`, in which threads that have ended are missing.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut total = Duration::ZERO;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        let running = text.split_whitespace().next().context("no time")?;
+        total += Duration::from_nanos(running.parse()?);
+    }
+    Ok(total)
 }
 
 /// Notes a figure for the end of the run.

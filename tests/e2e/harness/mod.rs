@@ -2,8 +2,10 @@
 
 pub mod agent;
 pub mod cpio;
+pub mod dhcp;
 pub mod front;
 pub mod in_place;
+pub mod iso;
 pub mod l1;
 pub mod measure;
 pub mod paths;

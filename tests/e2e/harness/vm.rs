@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -17,6 +18,15 @@ use super::{Ctx, Kernel, cpio, sys};
 /// Long enough for a guest to reach its job, or to power off, on the slowest machine.
 pub const BOOT: Duration = Duration::from_secs(60);
 
+/// What a guest reaches a network through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nic {
+    /// `if=virtio`.
+    Virtio,
+    /// `if=e1000`; the generic kernel has its driver.
+    E1000,
+}
+
 /// A run that is being described.
 pub struct Vm<'a> {
     ctx: &'a Ctx,
@@ -26,6 +36,7 @@ pub struct Vm<'a> {
     job: Option<String>,
     init: Option<String>,
     args: Vec<OsString>,
+    under: Vec<String>,
 }
 
 impl<'a> Vm<'a> {
@@ -39,7 +50,14 @@ impl<'a> Vm<'a> {
             job: None,
             init: None,
             args: Vec::new(),
+            under: Vec::new(),
         }
+    }
+
+    /// The VMM is run by another command, such as `setpriv --reuid 1000`, whose last arguments it and its own are.
+    pub fn under(mut self, command: &[&str]) -> Self {
+        self.under = command.iter().map(|word| (*word).to_owned()).collect();
+        self
     }
 
     /// Another kernel.
@@ -59,16 +77,36 @@ impl<'a> Vm<'a> {
     }
 
     /// `--disk path=FILE` and what follows, which starts with a comma if it is not empty.
-    pub fn disk(self, path: &Path, more: &str) -> Self {
-        let option = format!("path={}{more}", path.display());
-        self.module("virtio_blk").option("--disk", option)
+    pub fn disk(mut self, path: &Path, more: &str) -> Self {
+        let modules: &[&str] = match (more.contains("if=ide"), more.contains("media=cdrom")) {
+            (false, _) => &["virtio_blk"],
+            (true, false) => &["ata_piix", "sd_mod"],
+            (true, true) => &["ata_piix", "sr_mod", "isofs"],
+        };
+        for module in modules {
+            self = self.module(module);
+        }
+        self.option("--disk", format!("path={}{more}", path.display()))
     }
 
     /// `--net tap=NAME`, and the guest's address on it.
     pub fn net(self, tap: &str, address: &str) -> Self {
-        self.module("virtio_net")
-            .word(format!("net={address}"))
-            .option("--net", format!("tap={tap}"))
+        self.net_as(Nic::Virtio, tap, address)
+    }
+
+    /// `--net tap=NAME,if=…`, and the guest's address on it.
+    pub fn net_as(self, nic: Nic, tap: &str, address: &str) -> Self {
+        self.nic(nic, tap).word(format!("net={address}"))
+    }
+
+    /// `--net tap=NAME,if=…`.
+    pub fn nic(self, nic: Nic, tap: &str) -> Self {
+        let (module, interface) = match nic {
+            Nic::Virtio => ("virtio_net", "virtio"),
+            Nic::E1000 => ("e1000", "e1000"),
+        };
+        self.module(module)
+            .option("--net", format!("tap={tap},if={interface}"))
     }
 
     /// An option of `tripath run` with its value.
@@ -98,7 +136,7 @@ impl<'a> Vm<'a> {
 
     /// A module that the guest loads before its job, after those that virtio always needs.
     pub fn module(mut self, name: &str) -> Self {
-        if self.modules.is_empty() && name.starts_with("virtio") {
+        if name.starts_with("virtio") && !self.modules.iter().any(|module| module == "virtio_pci") {
             self.modules.push("virtio_pci".to_owned());
         }
         if !self.modules.iter().any(|module| module == name) {
@@ -131,7 +169,16 @@ impl<'a> Vm<'a> {
         args.extend(["--initrd".into(), initrd.into(), "--cmdline".into()]);
         args.push(words.join(" ").into());
         args.extend(self.args);
-        Running::start(self.ctx, "run", &args)
+        let Some((wrapper, wrapper_args)) = self.under.split_first() else {
+            return Running::start(self.ctx, "run", &args);
+        };
+        let mut command = Command::new(wrapper);
+        command
+            .args(wrapper_args)
+            .arg(&self.ctx.binary)
+            .arg("run")
+            .args(&args);
+        Running::spawn(command, self.ctx)
     }
 
     fn write_initrd(&self) -> Result<std::path::PathBuf> {
@@ -150,6 +197,9 @@ impl<'a> Vm<'a> {
             .prefix("initrd.")
             .tempfile_in(&self.ctx.folder)?;
         std::fs::write(file.path(), image)?;
+        // The VMM need not run as the user that the test is.
+        file.as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o644))?;
         Ok(file.into_temp_path().keep()?)
     }
 }
