@@ -31,11 +31,51 @@ pub enum Command {
     /// Boot a Linux kernel in a guest
     #[command(after_help = EXIT_CODES, after_long_help = RUN_NOTES)]
     Run(Box<RunArgs>),
+    /// Prepare and explain passthrough of real PCI functions
+    #[command(subcommand)]
+    Vfio(VfioCommand),
     /// Say what this host can do for guests, and what to change
     ///
     /// One line for each thing looked at, with "ok", "warn" (a guest runs without it) or "fail" (no guest can run).
     /// The exit code is 0 if a guest can run here, 1 if not.
     Doctor,
+}
+
+/// What `tripath vfio` does.
+#[derive(Debug, Subcommand)]
+pub enum VfioCommand {
+    /// List PCI functions by IOMMU group, and whether each could be assigned now
+    List {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Explain one function: its group and why that is so large, resets, interrupts, what stands in the way
+    Show {
+        /// The function, as in 0000:01:10.0
+        #[arg(value_name = "ADDRESS")]
+        function: String,
+        /// The guest's RAM, all of which is to be locked
+        #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = args::memory)]
+        memory: MemoryConfig,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make or remove virtual functions, and list them
+    Sriov {
+        /// The physical function: its network interface or its address
+        #[arg(value_name = "PF")]
+        pf: String,
+        /// How many there are to be; 0 removes them. Refused while one is in use
+        #[arg(long, value_name = "N")]
+        vfs: Option<u32>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put back what runs that were killed have left
+    Recover,
 }
 
 const EXIT_CODES: &str = "\
@@ -279,7 +319,7 @@ mod tests {
             .command
         {
             Command::Run(arguments) => Ok(*arguments),
-            Command::Doctor => panic!("not run"),
+            Command::Doctor | Command::Vfio(_) => panic!("not run"),
         }
     }
 
