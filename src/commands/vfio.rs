@@ -61,9 +61,13 @@ fn told(recovered: &Recovered) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-/// The host now, with the runs that live on it. Who may not see their files sees the host without them.
+/// The host now, with the runs that live on it: this user's and root's.
 fn look(host: &Host) -> Result<Check<'_>, StateError> {
-    let claims = StateFolder::of_caller(host).live_claims(host)?;
+    let mut claims = StateFolder::of_root(host).live_claims(host)?;
+    if host.kernel().caller().uid != 0 {
+        let own = StateFolder::of_caller(host).live_claims(host)?;
+        claims.0.extend(own.0);
+    }
     Ok(Check::new(host, claims))
 }
 

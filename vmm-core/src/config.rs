@@ -4,6 +4,7 @@
 //! anything. The written form of the values (`512M`, `file=PATH`, `0@2-3`) is in [`text`], and is the same on the
 //! command line and in the machine file.
 
+mod claim;
 mod file;
 mod net;
 pub mod text;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use claim::{ClaimConfig, ClaimSource, ClaimTable, ClaimTableError, VfChoice};
 pub use file::{MachineFile, NoKernel};
 pub use net::{NetTable, NetTableError};
 pub use validate::ConfigError;

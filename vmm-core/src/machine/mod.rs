@@ -4,6 +4,7 @@
 //! [`Machine::build`] opens what the user named and makes the machine; [`Machine::run`] runs it to its end.
 
 mod builder;
+pub mod claims;
 mod crash;
 mod drain;
 mod error;

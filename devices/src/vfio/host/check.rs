@@ -13,6 +13,9 @@ use super::root::Host;
 use super::state::{Claims, Owner};
 use super::usage;
 
+/// The base class of bridges (PCI Code and ID Assignment, 1.7).
+const BRIDGE_CLASS: u32 = 0x06;
+
 /// The host at one moment, for several questions.
 #[derive(Debug)]
 pub struct Check<'a> {
@@ -48,7 +51,8 @@ impl<'a> Check<'a> {
     /// those of one group do not stand in each other's way.
     #[must_use]
     pub fn function(&self, function: &PciFunction, wanted: &[PciAddress]) -> Vec<Reason> {
-        if function.config.is_bridge() {
+        // Host and ISA bridges have the header of a device.
+        if function.config.is_bridge() || function.class >> 16 == BRIDGE_CLASS {
             return vec![Reason::Bridge];
         }
         let mut reasons = self.platform(Some(function));

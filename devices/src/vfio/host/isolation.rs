@@ -59,6 +59,9 @@ pub struct Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.isolation == Isolation::Unreadable {
+            return write!(f, "{}: unknown, only root can read it", self.address);
+        }
         let kind = match self.kind {
             PortKind::Conventional => "conventional PCI",
             PortKind::Endpoint => "endpoint",
@@ -82,7 +85,7 @@ impl fmt::Display for Step {
                 "conventional PCI has no requester IDs: what is behind it is in one group",
             ),
             Isolation::NotNeeded => f.write_str("no ACS needed"),
-            Isolation::Unreadable => f.write_str("unknown: only root can read it"),
+            Isolation::Unreadable => Ok(()),
         }
     }
 }

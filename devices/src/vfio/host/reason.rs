@@ -173,9 +173,10 @@ impl fmt::Display for Reason {
             },
             Self::NoPermission { path, uid } => write!(f, "user {uid} may not open {path}"),
             Self::HasVfs { count, used, .. } if used.is_empty() => {
+                let functions = if *count == 1 { "function" } else { "functions" };
                 write!(
                     f,
-                    "it has {count} virtual functions, which would vanish with its driver"
+                    "it has {count} virtual {functions}, which would vanish with its driver"
                 )
             }
             Self::HasVfs { used, .. } => {
@@ -252,7 +253,12 @@ impl Reason {
                 uid,
             } => may_not_bind(*function, *group, driver.is_some(), *uid),
             Self::NoPermission { path, uid } => vec![format!("chown {uid} {path}")],
-            Self::HasVfs { function, .. } => vec![format!("tripath vfio sriov {function} --vfs 0")],
+            Self::HasVfs { function, used, .. } if used.is_empty() => {
+                vec![format!("tripath vfio sriov {function} --vfs 0")]
+            }
+            Self::HasVfs { function, .. } => {
+                vec![format!("tripath vfio sriov {function}   # shows by whom")]
+            }
             Self::PfWithoutDriver { pf, on_vfio: false } => {
                 vec![format!("echo {pf} > /sys/bus/pci/drivers_probe")]
             }
@@ -266,7 +272,7 @@ impl Reason {
             } => {
                 let needed = mib(*needed_bytes) << 10;
                 vec![format!(
-                    "ulimit -l {needed}   # or, in /etc/security/limits.conf, for the next login: #{uid} - memlock {needed}"
+                    "ulimit -l {needed}   # or, in /etc/security/limits.conf, for the next login: :{uid} - memlock {needed}"
                 )]
             }
             Self::GroupMemory {

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -32,6 +33,9 @@ pub enum StateError {
         /// Why.
         source: io::Error,
     },
+    /// Someone else could write what this process then does.
+    #[error("{0} belongs to another user: it cannot be trusted")]
+    NotOurs(PathBuf),
     /// Not what this version writes.
     #[error(
         "{path} is not understood ({reason}): see what it says, put that back by hand, and remove it"
@@ -178,12 +182,18 @@ impl StateFolder {
     pub fn of_caller(host: &Host) -> Self {
         let uid = host.kernel().caller().uid;
         if uid == 0 {
-            return Self::new(host.path("run/tripath/vfio"));
+            return Self::of_root(host);
         }
         match std::env::var_os("XDG_RUNTIME_DIR") {
             Some(folder) => Self::new(PathBuf::from(folder).join("tripath/vfio")),
             None => Self::new(host.path(&format!("tmp/tripath-{uid}/vfio"))),
         }
+    }
+
+    /// Root's, which everyone may read.
+    #[must_use]
+    pub fn of_root(host: &Host) -> Self {
+        Self::new(host.path("run/tripath/vfio"))
     }
 
     /// Waits for the lock, and holds it until the answer is dropped.
@@ -192,6 +202,7 @@ impl StateFolder {
     /// The folder cannot be made, or the file not be locked.
     pub fn lock(&self) -> Result<Lock, StateError> {
         let path = self.path.join("lock");
+        self.check_owner()?;
         let lock = || -> io::Result<File> {
             fs::create_dir_all(&self.path)?;
             let file = File::options()
@@ -213,6 +224,16 @@ impl StateFolder {
             path: path.clone(),
             source,
         })
+    }
+
+    /// A folder in `/tmp` may have been made by anyone.
+    fn check_owner(&self) -> Result<(), StateError> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) if metadata.uid() != rustix::process::geteuid().as_raw() => {
+                Err(StateError::NotOurs(self.path.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn claim_path(&self, function: PciAddress) -> PathBuf {

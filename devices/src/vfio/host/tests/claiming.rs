@@ -338,7 +338,7 @@ fn pf_and_vf_stand_in_each_others_way() {
     fake.put("sys/class/net/eth0/flags", "0x1002");
     make_vfs(&fake, 1).unwrap();
     let told = refusal(&fake, PF);
-    assert!(told.ends_with("it has 1 virtual functions, which would vanish with its driver; to change that: tripath vfio sriov 0000:01:00.0 --vfs 0"), "{told}");
+    assert!(told.ends_with("it has 1 virtual function, which would vanish with its driver; to change that: tripath vfio sriov 0000:01:00.0 --vfs 0"), "{told}");
     let lease = claim(&fake, &[with_mac()]).unwrap();
     let check = Check::new(&fake.host, fake.state().live_claims(&fake.host).unwrap());
     let told = check.function(&read(&fake, PF), &[])[0].to_string();

@@ -284,7 +284,7 @@ fn locked_memory() {
         memlock_bytes: Some(8 << 20),
     };
     let line = "64 MiB of memory have to be locked, and the limit is 8192 KiB; to change that: ulimit -l 65536   # or, in \
-                /etc/security/limits.conf, for the next login: #1000 - memlock 65536";
+                /etc/security/limits.conf, for the next login: :1000 - memlock 65536";
     assert_eq!(told(64 << 20), [line]);
     fake.inner().caller.memlock_bytes = Some(64 << 20);
     assert_eq!(told(64 << 20), [""; 0]);
