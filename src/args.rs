@@ -6,8 +6,8 @@
 use thiserror::Error;
 use vmm_core::config::text::{ByteSize, ValueError};
 use vmm_core::config::{
-    CpuConfig, DiskConfig, DiskInterface, DiskMedia, HostForward, MemoryConfig, NetConfig,
-    NetInterface, NetTable, NetTableError,
+    CpuConfig, DeviceConfig, DiskConfig, DiskInterface, DiskMedia, HostForward, MemoryConfig,
+    NetConfig, NetInterface, NetTable, NetTableError, TrapRange,
 };
 
 /// What is wrong with an option's value.
@@ -119,6 +119,24 @@ pub fn net(text: &str) -> Result<NetConfig, ArgError> {
         mac: pairs.take("mac"),
     };
     Ok(table.try_into()?)
+}
+
+/// The value of `--device`. `trap=` may be repeated.
+pub fn device(text: &str) -> Result<DeviceConfig, ArgError> {
+    let mut traps = Vec::new();
+    let mut parts = split_at_commas(text);
+    parts.retain(|part| {
+        let trap = part.strip_prefix("trap=").map(str::parse::<TrapRange>);
+        let is_trap = trap.is_some();
+        traps.extend(trap);
+        !is_trap
+    });
+    let mut pairs = Pairs::parse(parts, &["host", "rombar", "trap"])?;
+    Ok(DeviceConfig {
+        host: pairs.required("host")?.parse()?,
+        rombar: pairs.on_off("rombar")?.unwrap_or(true),
+        trap: traps.into_iter().collect::<Result<_, _>>()?,
+    })
 }
 
 /// The value of `--cpus`.
@@ -265,6 +283,10 @@ mod tests {
                 { user = true },
                 { user = true, hostfwd = ["tcp:8080-80", "udp:127.0.0.1:53-53"], mac = "m" },
             ]
+            device = [
+                { host = "01:00.0" },
+                { host = "0000:01:10.0", rombar = false, trap = ["0", "2:0x10+0x20"] },
+            ]
             "#,
         )
         .unwrap();
@@ -287,6 +309,12 @@ mod tests {
         ]
         .map(|text| net(text).unwrap());
         assert_eq!(file.net.unwrap(), nets);
+        let devices = [
+            "host=0000:01:00.0,rombar=on",
+            "host=01:10.0,trap=0,rombar=off,trap=2:16+32",
+        ]
+        .map(|text| device(text).unwrap());
+        assert_eq!(file.device.unwrap(), devices);
     }
 
     #[test]
@@ -377,6 +405,22 @@ mod tests {
                 net("mac=a").map(drop),
                 "a network interface lacks its network: give it \"user\" (no root needed), tap=NAME (a TAP that \
                  exists) or tap=auto (a new one)"
+                    .into(),
+            ),
+            (
+                device("rombar=off").map(drop),
+                "key \"host\" is missing".into(),
+            ),
+            (
+                device("host=eth0").map(drop),
+                "\"eth0\" is not the address of a PCI function: write [DOMAIN:]BUS:DEVICE.FUNCTION as lspci does, \
+                 such as 0000:01:00.0"
+                    .into(),
+            ),
+            (
+                device("host=01:00.0,trap=7").map(drop),
+                "\"7\" is not part of a BAR: write BAR or BAR:OFFSET+LENGTH with a BAR from 0 to 5, such as \
+                 0:0x1000+0x100"
                     .into(),
             ),
             (

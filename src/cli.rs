@@ -7,7 +7,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vmm_core::config::{
-    CharTarget, CpuConfig, DiskConfig, MachineFile, MemoryConfig, NetConfig, OnPanic, OnReboot,
+    CharTarget, CpuConfig, DeviceConfig, DiskConfig, MachineFile, MemoryConfig, NetConfig, OnPanic,
+    OnReboot,
 };
 
 use crate::args;
@@ -153,6 +154,17 @@ pub struct RunArgs {
     /// Without mac= an address is made up.
     #[arg(long, value_name = "tap=NAME[,if=virtio|e1000][,mac=MAC]", value_parser = args::net)]
     pub net: Vec<NetConfig>,
+    /// PCI function of the host that the guest gets; may be repeated
+    ///
+    /// It is bound to the driver vfio-pci. rombar=off hides its expansion ROM. trap= has accesses to a BAR, or to a
+    /// part of it, passed on one by one, after all writes to memory before them, instead of straight to the hardware;
+    /// it may be repeated.
+    #[arg(
+        long,
+        value_name = "host=BUS:DEVICE.FUNCTION[,rombar=on|off][,trap=BAR[:OFFSET+LEN]]",
+        value_parser = args::device
+    )]
+    pub device: Vec<DeviceConfig>,
     /// Serial port; repeat for COM1 to COM4 [default: stdio on COM1, unless --console takes stdio]
     ///
     /// pty makes a pseudo-terminal and prints its name; file= is output only; socket= listens on a Unix socket,
@@ -208,6 +220,7 @@ impl RunArgs {
             memory: self.memory,
             disk: given(self.disk),
             net: given(self.net),
+            device: given(self.device),
         }
     }
 }
@@ -419,7 +432,7 @@ mod tests {
         let error = Cli::try_parse_from(["tripath", "rn"]).unwrap_err();
         assert_eq!(
             one_line(&error).to_string(),
-            "unknown command \"rn\" (the commands are run, doctor)"
+            "unknown command \"rn\" (the commands are run, vfio, doctor)"
         );
     }
 

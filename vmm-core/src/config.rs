@@ -5,17 +5,20 @@
 //! command line and in the machine file.
 
 mod claim;
+mod device;
 mod file;
 mod net;
 pub mod text;
 mod validate;
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 pub use claim::{ClaimConfig, ClaimSource, ClaimTable, ClaimTableError, VfChoice};
+pub use device::DeviceConfig;
 pub use file::{MachineFile, NoKernel};
 pub use net::{NetTable, NetTableError};
 pub use validate::ConfigError;
@@ -47,6 +50,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Network interfaces, in the order the guest sees them.
     pub nets: Vec<NetConfig>,
+    /// Functions of the host that the guest gets, in the order the guest sees them.
+    pub devices: Vec<DeviceConfig>,
     /// COM1 to COM4.
     pub serials: Vec<CharTarget>,
     /// The virtio console; none when absent.
@@ -249,6 +254,30 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+}
+
+/// Where a PCI function is on the host. Written as `[DOMAIN:]BUS:DEVICE.FUNCTION`, `0000:01:00.0` for example.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PciAddress {
+    /// Domain, 0 on most machines.
+    pub domain: u32,
+    /// Bus.
+    pub bus: u8,
+    /// Device, 0 to 31.
+    pub device: u8,
+    /// Function, 0 to 7.
+    pub function: u8,
+}
+
+/// Part of a BAR whose accesses exit. Written as `BAR[:OFFSET+LEN]`, `0:0x1000+0x100` for example.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TrapRange {
+    /// BAR, 0 to 5.
+    pub bar: u8,
+    /// Offsets in it, in bytes; all of it if there are none.
+    pub range: Option<Range<u64>>,
 }
 
 /// Where a serial port or console goes. Written as `stdio`, `null`, `pty`, `file=PATH`, `socket=PATH` or

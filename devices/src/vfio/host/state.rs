@@ -202,7 +202,6 @@ impl StateFolder {
     /// The folder cannot be made, or the file not be locked.
     pub fn lock(&self) -> Result<Lock, StateError> {
         let path = self.path.join("lock");
-        self.check_owner()?;
         let lock = || -> io::Result<File> {
             fs::create_dir_all(&self.path)?;
             let file = File::options()
@@ -220,10 +219,12 @@ impl StateFolder {
             }
             Ok(file)
         };
-        lock().map(Lock).map_err(|source| StateError::Io {
+        let file = lock().map_err(|source| StateError::Io {
             path: path.clone(),
             source,
-        })
+        })?;
+        self.check_owner()?;
+        Ok(Lock(file))
     }
 
     /// A folder in `/tmp` may have been made by anyone.

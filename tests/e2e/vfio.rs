@@ -1,0 +1,505 @@
+//! Functions of the host in guests, in the L1 that has an IOMMU and devices to give away (`tests/testbed/l1
+//! --passthrough`).
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::harness::vm::{BOOT, Vm};
+use crate::harness::{Ctx, E2eTest, Kernel, test};
+
+const KERNEL: Kernel = Kernel::Generic612;
+
+const IGB: &str = "0000:01:00.0";
+const NVME: &str = "0000:02:00.0";
+const E1000E: &str = "0000:03:00.0";
+
+/// QEMU's user-mode network, behind the e1000e.
+const GATEWAY: &str = "10.0.2.2";
+/// The physical function's address in L1, and the network of it and its virtual functions.
+const PF: &str = "192.168.50.1";
+
+/// Hashing and random numbers take long in a guest of a guest.
+const SLOW: Duration = Duration::from_secs(180);
+const DATA_MIB: usize = 64;
+
+pub fn tests() -> Vec<E2eTest> {
+    let all = [
+        test("vfio::e1000e_ping", e1000e_ping),
+        test("vfio::e1000e_msi_and_intx", e1000e_msi_and_intx).limit(240),
+        test("vfio::e1000e_reset_by_the_guest", e1000e_reset).limit(240),
+        test("vfio::nvme", nvme).limit(400),
+        test("vfio::nvme_trapped", nvme_trapped).limit(240),
+        test("vfio::vf_ping", vf_ping),
+        test("vfio::two_guests_two_vfs", two_guests).limit(240),
+        test("vfio::nvme_vf_and_virtio_disk", together).limit(240),
+        test("vfio::dma_outside_ram_is_stopped", dma_containment),
+        test("vfio::not_bound", not_bound),
+    ];
+    all.into_iter().map(E2eTest::passthrough).collect()
+}
+
+fn e1000e_ping(ctx: &Ctx) -> Result<()> {
+    let device = Bound::new(E1000E)?;
+    let mut vm = guest(ctx, &[&device])
+        .module("e1000e")
+        .job(&format!(
+            "{NIC_JOB}
+             start_nic eth0 10.0.2.15/24
+             ping -c 5 -w 30 {GATEWAY} >/dev/null && echo ANSWERED
+             interrupts eth0"
+        ))
+        .spawn()?;
+    vm.wait_for("ANSWERED", BOOT)?;
+    expect_interrupts(&vm.value("IRQS", BOOT)?, "MSIX")?;
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+/// The driver can be told which kind of interrupts to use, and to let go of the function and take it again.
+fn e1000e_msi_and_intx(ctx: &Ctx) -> Result<()> {
+    let device = Bound::new(E1000E)?;
+    let mut vm = guest(ctx, &[&device])
+        .job(&format!(
+            "{NIC_JOB}
+             for mode in 1 0 2; do
+               modprobe e1000e IntMode=$mode
+               start_nic eth0 10.0.2.15/24
+               ping -c 5 -w 30 {GATEWAY} >/dev/null && echo ANSWERED $mode
+               interrupts eth0
+               rmmod e1000e
+             done"
+        ))
+        .module("button")
+        .spawn()?;
+    for (mode, kind) in [("1", "MSI-"), ("0", "IO-APIC"), ("2", "MSIX")] {
+        vm.wait_for(&format!("ANSWERED {mode}"), BOOT)?;
+        expect_interrupts(&vm.value("IRQS", BOOT)?, kind)?;
+    }
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+/// After a reset of the machine with interrupts and DMA under way, the next kernel finds a function that works.
+fn e1000e_reset(ctx: &Ctx) -> Result<()> {
+    let device = Bound::new(E1000E)?;
+    let disk = ctx.disk("boots.img", 1)?;
+    let mut vm = guest(ctx, &[&device])
+        .disk(&disk, "")
+        .module("e1000e")
+        .job(&format!(
+            "{NIC_JOB}
+             start_nic eth0 10.0.2.15/24
+             ping -c 3 -w 30 {GATEWAY} >/dev/null && echo ANSWERED
+             interrupts eth0
+             if [ $(head -c 1 /dev/vda | tr '\\0' n) = n ]; then
+               printf y | dd of=/dev/vda conv=notrunc 2>/dev/null; sync
+               reboot -f
+             fi"
+        ))
+        .spawn()?;
+    for _ in 0..2 {
+        vm.wait_for("ANSWERED", BOOT)?;
+        expect_interrupts(&vm.value("IRQS", BOOT)?, "MSIX")?;
+    }
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+fn nvme(ctx: &Ctx) -> Result<()> {
+    let device = Bound::new(NVME)?;
+    let mut vm = guest(ctx, &[&device])
+        .module("nvme")
+        .job(&format!(
+            "{NIC_JOB}
+             wait_for /dev/nvme0n1
+             dd if=/dev/urandom of=/tmp/data bs=1M count={DATA_MIB} 2>/dev/null
+             echo DATA $(sha256sum </tmp/data)
+             dd if=/tmp/data of=/dev/nvme0n1 bs=1M oflag=direct 2>/dev/null && sync
+             dd if=/dev/nvme0n1 bs=1M count={DATA_MIB} iflag=direct 2>/dev/null | sha256sum >/tmp/read
+             echo READ $(cat /tmp/read)
+             interrupts nvme0q"
+        ))
+        .spawn()?;
+    let data = vm.value("DATA", SLOW)?;
+    ensure!(
+        vm.value("READ", SLOW)? == data,
+        "read is not what was written"
+    );
+    expect_interrupts(&vm.value("IRQS", BOOT)?, "MSIX")?;
+    vm.wait_success(BOOT)?;
+    drop(device);
+    // L1's own driver sees what is in the drive's image.
+    let found = sha256_of_drive(DATA_MIB)?;
+    ensure!(
+        data.starts_with(&found),
+        "{found} is on the drive, {data} was written"
+    );
+    Ok(())
+}
+
+/// The doorbells exit one by one, and the drive works as before.
+fn nvme_trapped(ctx: &Ctx) -> Result<()> {
+    let device = Bound::new(NVME)?;
+    let job = format!(
+        "{NIC_JOB}
+         wait_for /dev/nvme0n1
+         dd if=/dev/nvme0n1 of=/dev/null bs=4K count=256 iflag=direct 2>/dev/null && echo READ"
+    );
+    let mut accesses = Vec::new();
+    for trap in ["", ",trap=0:0x1000+0x1000"] {
+        let mut vm = vm(ctx)
+            .option("--device", format!("host={}{trap}", device.address))
+            .arg("--stats")
+            .module("nvme")
+            .job(&job)
+            .spawn()?;
+        vm.wait_for("READ", BOOT)?;
+        let exit = vm.wait_success(BOOT)?;
+        let table = exit.messages().join("\n");
+        let row = table.lines().find(|line| line.contains("vfio-"));
+        let count = row.and_then(|row| row.split_whitespace().nth(4)?.parse::<u64>().ok());
+        accesses.push(count.with_context(|| format!("no accesses in {table}"))?);
+    }
+    // One doorbell for the command and one for its completion.
+    ensure!(
+        accesses[1] >= accesses[0] + 512,
+        "{} exits with trapped doorbells, {} without",
+        accesses[1],
+        accesses[0]
+    );
+    Ok(())
+}
+
+fn vf_ping(ctx: &Ctx) -> Result<()> {
+    let vfs = VirtualFunctions::new(1)?;
+    let vf = Bound::new(&vfs.address(0)?)?;
+    let mut vm = guest(ctx, &[&vf])
+        .module("igbvf")
+        .job(&format!(
+            "{NIC_JOB}
+             echo MAC $(cat /sys/class/net/eth0/address)
+             start_nic eth0 192.168.50.2/24
+             ping -c 5 -w 30 {PF} >/dev/null && echo ANSWERED
+             interrupts eth0"
+        ))
+        .spawn()?;
+    ensure!(
+        vm.value("MAC", BOOT)? == mac_of(0),
+        "another MAC address than the one set"
+    );
+    vm.wait_for("ANSWERED", BOOT)?;
+    expect_interrupts(&vm.value("IRQS", BOOT)?, "MSIX")?;
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+fn two_guests(ctx: &Ctx) -> Result<()> {
+    let vfs = VirtualFunctions::new(2)?;
+    let bound = [Bound::new(&vfs.address(0)?)?, Bound::new(&vfs.address(1)?)?];
+    let mut guests = Vec::new();
+    for (index, vf) in bound.iter().enumerate() {
+        let (own, other) = (index + 2, 3 - index);
+        guests.push(
+            guest(ctx, &[vf])
+                .module("igbvf")
+                .job(&format!(
+                    "{NIC_JOB}
+                     start_nic eth0 192.168.50.{own}/24
+                     echo UP
+                     ping -c 3 -w 90 192.168.50.{other} >/dev/null && echo ANSWERED
+                     interrupts eth0
+                     read line"
+                ))
+                .spawn()?,
+        );
+    }
+    for vm in &mut guests {
+        vm.wait_for("UP", BOOT)?;
+    }
+    for vm in &mut guests {
+        vm.wait_for("ANSWERED", Duration::from_secs(100))?;
+        expect_interrupts(&vm.value("IRQS", BOOT)?, "MSIX")?;
+    }
+    // Neither may leave before the other has its answer.
+    for mut vm in guests {
+        vm.send("\n")?;
+        vm.wait_success(BOOT)?;
+    }
+    Ok(())
+}
+
+fn together(ctx: &Ctx) -> Result<()> {
+    let vfs = VirtualFunctions::new(1)?;
+    let vf = Bound::new(&vfs.address(0)?)?;
+    let drive = Bound::new(NVME)?;
+    let disk = ctx.disk("virtio.img", 16)?;
+    let mut vm = guest(ctx, &[&drive, &vf])
+        .disk(&disk, "")
+        .module("nvme")
+        .module("igbvf")
+        .job(&format!(
+            "{NIC_JOB}
+             wait_for /dev/nvme0n1
+             start_nic eth0 192.168.50.2/24
+             dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null
+             for disk in nvme0n1 vda; do
+               dd if=/tmp/data of=/dev/$disk bs=1M oflag=direct 2>/dev/null && sync
+               dd if=/dev/$disk bs=1M count=8 iflag=direct 2>/dev/null | cmp - /tmp/data && echo SAME-$disk
+             done
+             ping -c 5 -w 30 {PF} >/dev/null && echo ANSWERED"
+        ))
+        .spawn()?;
+    for word in ["SAME-nvme0n1", "SAME-vda", "ANSWERED"] {
+        vm.wait_for(word, SLOW)?;
+    }
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+/// The guest programs the drive's controller by hand: the admin completion queue is where the guest has no RAM. The
+/// controller's write is stopped by the IOMMU, L1's kernel says so, and guest and host live on.
+fn dma_containment(ctx: &Ctx) -> Result<()> {
+    const OUTSIDE: &str = "0x70000000";
+    let device = Bound::new(NVME)?;
+    let mark = format!("a test starts: {:?}", Instant::now());
+    fs::write("/dev/kmsg", &mark)?;
+    let mut vm = guest(ctx, &[&device])
+        .module("button")
+        .job(&format!(
+            "for found in /sys/bus/pci/devices/*; do
+               [ $(cat $found/class) = 0x010802 ] && function=$found
+             done
+             echo 1 >$function/enable
+             printf '\\006\\000' | dd of=$function/config bs=1 seek=4 conv=notrunc 2>/dev/null
+             bar=$(head -n 1 $function/resource | cut -d ' ' -f 1)
+             poke() {{ devmem $(($bar + $1)) 32 $2; }}
+             poke 0x14 0
+             poke 0x24 0x00010001
+             poke 0x28 0; poke 0x2c 0
+             poke 0x30 {OUTSIDE}; poke 0x34 0
+             poke 0x14 0x00460001
+             for i in $(seq 100); do
+               [ $(($(devmem $(($bar + 0x1c)) 32) & 1)) = 1 ] && echo READY && break
+             done
+             poke 0x1000 1
+             sleep 1
+             echo LIVES"
+        ))
+        .spawn()?;
+    vm.wait_for("READY", BOOT)?;
+    vm.wait_for("LIVES", BOOT)?;
+    vm.wait_success(BOOT)?;
+    let log = kernel_log()?;
+    let (_, log) = log.split_once(&mark).context("the mark is gone")?;
+    let fault = log
+        .lines()
+        .find(|line| line.contains("DMAR") && line.contains(OUTSIDE));
+    let fault = fault.with_context(|| format!("no fault in the kernel's log: {}", log))?;
+    println!("{fault}");
+    ensure!(fault.contains("DMA Write"), "not a write: {fault}");
+    ensure!(fault.contains(&NVME[5..]), "another device: {fault}");
+    // The drive is as good as before.
+    drop(device);
+    sha256_of_drive(1)?;
+    Ok(())
+}
+
+fn not_bound(ctx: &Ctx) -> Result<()> {
+    drop(Bound::new(E1000E)?);
+    for (host, message) in [
+        (
+            E1000E,
+            "device 0000:03:00.0 is bound to no driver, not to vfio-pci",
+        ),
+        ("00ff:01:00.0", "there is no such PCI function"),
+    ] {
+        let vm = vm(ctx).option("--device", format!("host={host}")).spawn()?;
+        let exit = vm.wait_exit(BOOT)?;
+        exit.expect_code(2)?;
+        ensure!(
+            exit.messages().len() == 1 && exit.says(message),
+            "{:?}",
+            exit.messages()
+        );
+    }
+    Ok(())
+}
+
+/// Functions for a guest's job.
+const NIC_JOB: &str = "
+    wait_for() { for i in $(seq 200); do [ -e $1 ] && return; sleep 0.1; done; echo no $1; }
+    start_nic() {
+      wait_for /sys/class/net/$1
+      ip addr add $2 dev $1
+      ip link set $1 up
+    }
+    interrupts() {
+      awk -v name=$1 'index($0, name) { n += $2; kind = kind \" \" $3 } END { print \"IRQS\", n, kind }' /proc/interrupts
+    }";
+
+/// `N KINDS`, as `interrupts` in a guest prints it.
+fn expect_interrupts(said: &str, kind: &str) -> Result<()> {
+    let (count, kinds) = said.split_once(' ').with_context(|| format!("{said:?}"))?;
+    let count: u64 = count.parse().with_context(|| format!("{said:?}"))?;
+    ensure!(count > 0, "no interrupts: {said}");
+    ensure!(
+        kinds.split_whitespace().all(|one| one.contains(kind)),
+        "{kind}: {said}"
+    );
+    Ok(())
+}
+
+fn vm(ctx: &Ctx) -> Vm<'_> {
+    Vm::new(ctx).kernel(KERNEL).memory("256M")
+}
+
+/// A guest with those functions, in that order.
+fn guest<'a>(ctx: &'a Ctx, devices: &[&Bound]) -> Vm<'a> {
+    devices.iter().fold(vm(ctx), |vm, device| {
+        vm.option("--device", format!("host={}", device.address))
+    })
+}
+
+fn sysfs(address: &str) -> PathBuf {
+    Path::new("/sys/bus/pci/devices").join(address)
+}
+
+/// A function bound to `vfio-pci`, and to no driver once it is dropped.
+struct Bound {
+    address: String,
+}
+
+impl Bound {
+    fn new(address: &str) -> Result<Self> {
+        let folder = sysfs(address);
+        unbind(&folder)?;
+        fs::write(folder.join("driver_override"), "vfio-pci")?;
+        let bound = Bound {
+            address: address.to_owned(),
+        };
+        fs::write("/sys/bus/pci/drivers_probe", address)
+            .with_context(|| format!("bind {address} to vfio-pci"))?;
+        ensure!(
+            folder.join("driver").exists(),
+            "vfio-pci does not take {address}"
+        );
+        Ok(bound)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let folder = sysfs(&self.address);
+        let given_back = unbind(&folder).and_then(|()| {
+            fs::write(folder.join("driver_override"), "\n").context("driver_override")
+        });
+        if let Err(error) = given_back {
+            println!("{}: {error:#}", self.address);
+        }
+    }
+}
+
+fn unbind(folder: &Path) -> Result<()> {
+    let driver = folder.join("driver");
+    if driver.exists() {
+        let name = folder.file_name().context("no name")?;
+        fs::write(driver.join("unbind"), name.as_encoded_bytes())?;
+    }
+    Ok(())
+}
+
+/// Virtual functions of the igb, each with its MAC address, and their physical function up with an address.
+struct VirtualFunctions;
+
+impl VirtualFunctions {
+    fn new(count: u32) -> Result<Self> {
+        run("modprobe", &["igb"])?;
+        let folder = sysfs(IGB);
+        if !folder.join("driver").exists() {
+            fs::write("/sys/bus/pci/drivers_probe", IGB)?;
+        }
+        let mut interfaces = fs::read_dir(folder.join("net")).context("igb has no interface")?;
+        let interface = interfaces
+            .next()
+            .context("igb has no interface")??
+            .file_name();
+        let interface = interface.to_str().context("a name")?;
+        run("ip", &["link", "set", interface, "up"])?;
+        run(
+            "ip",
+            &["addr", "replace", &format!("{PF}/24"), "dev", interface],
+        )?;
+        wait_until("the link of igb", || {
+            let carrier = format!("/sys/class/net/{interface}/carrier");
+            fs::read_to_string(carrier).is_ok_and(|up| up.trim() == "1")
+        })?;
+        fs::write(folder.join("sriov_numvfs"), count.to_string())?;
+        let vfs = VirtualFunctions;
+        for index in 0..count {
+            let mac = mac_of(index);
+            let index = index.to_string();
+            run("ip", &["link", "set", interface, "vf", &index, "mac", &mac])?;
+        }
+        Ok(vfs)
+    }
+
+    fn address(&self, index: u32) -> Result<String> {
+        let target = fs::read_link(sysfs(IGB).join(format!("virtfn{index}")))?;
+        let name = target.file_name().context("a link to nowhere")?;
+        Ok(name.to_string_lossy().into_owned())
+    }
+}
+
+impl Drop for VirtualFunctions {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(sysfs(IGB).join("sriov_numvfs"), "0") {
+            println!("the virtual functions stay: {error}");
+        }
+    }
+}
+
+fn mac_of(vf: u32) -> String {
+    format!("52:54:00:00:02:{vf:02x}")
+}
+
+/// The SHA-256 of the first mebibytes of the drive, read by L1's own driver.
+fn sha256_of_drive(mib: usize) -> Result<String> {
+    run("modprobe", &["nvme"])?;
+    fs::write("/sys/bus/pci/drivers_probe", NVME)?;
+    wait_until("/dev/nvme0n1", || Path::new("/dev/nvme0n1").exists())?;
+    let mut data = vec![0; mib << 20];
+    File::open("/dev/nvme0n1")?.read_exact(&mut data)?;
+    unbind(&sysfs(NVME))?;
+    let digest = Sha256::digest(&data);
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn kernel_log() -> Result<String> {
+    let output = Command::new("dmesg").output()?;
+    ensure!(output.status.success(), "dmesg failed");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(arguments).output()?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        bail!("{program} {}: {error}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn wait_until(what: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !ready() {
+        ensure!(Instant::now() < deadline, "no {what} within 30 s");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
