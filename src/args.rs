@@ -6,8 +6,8 @@
 use thiserror::Error;
 use vmm_core::config::text::{ByteSize, ValueError};
 use vmm_core::config::{
-    CpuConfig, DeviceConfig, DiskConfig, DiskInterface, DiskMedia, HostForward, MemoryConfig,
-    NetConfig, NetInterface, NetTable, NetTableError, TrapRange,
+    CpuConfig, DeviceConfig, DeviceTable, DeviceTableError, DiskConfig, DiskInterface, DiskMedia,
+    HostForward, MemoryConfig, NetConfig, NetInterface, NetTable, NetTableError,
 };
 
 /// What is wrong with an option's value.
@@ -57,6 +57,9 @@ pub enum ArgError {
     /// Keys of a network interface that do not go together.
     #[error(transparent)]
     Net(#[from] NetTableError),
+    /// A device that does not exist in this form.
+    #[error(transparent)]
+    Device(#[from] DeviceTableError),
 }
 
 /// The value of `--disk`.
@@ -123,20 +126,20 @@ pub fn net(text: &str) -> Result<NetConfig, ArgError> {
 
 /// The value of `--device`. `trap=` may be repeated.
 pub fn device(text: &str) -> Result<DeviceConfig, ArgError> {
-    let mut traps = Vec::new();
-    let mut parts = split_at_commas(text);
-    parts.retain(|part| {
-        let trap = part.strip_prefix("trap=").map(str::parse::<TrapRange>);
-        let is_trap = trap.is_some();
-        traps.extend(trap);
-        !is_trap
-    });
-    let mut pairs = Pairs::parse(parts, &["host", "rombar", "trap"])?;
-    Ok(DeviceConfig {
-        host: pairs.required("host")?.parse()?,
-        rombar: pairs.on_off("rombar")?.unwrap_or(true),
-        trap: traps.into_iter().collect::<Result<_, _>>()?,
-    })
+    let (traps, parts) = split_at_commas(text)
+        .into_iter()
+        .partition::<Vec<_>, _>(|part| part.starts_with("trap="));
+    let mut pairs = Pairs::parse(parts, DeviceTable::KEYS)?;
+    let mut table = DeviceTable::default();
+    for key in DeviceTable::KEYS {
+        if let Some(value) = pairs.take(key) {
+            table.set(key, &value)?;
+        }
+    }
+    for trap in &traps {
+        table.set("trap", trap.trim_start_matches("trap="))?;
+    }
+    Ok(table.try_into()?)
 }
 
 /// The value of `--cpus`.
@@ -286,6 +289,7 @@ mod tests {
             device = [
                 { host = "01:00.0" },
                 { host = "0000:01:10.0", rombar = false, trap = ["0", "2:0x10+0x20"] },
+                { pf = "eth0", vf = "auto", mac = "m", vlan = 7, trust = true, force = true },
             ]
             "#,
         )
@@ -310,8 +314,9 @@ mod tests {
         .map(|text| net(text).unwrap());
         assert_eq!(file.net.unwrap(), nets);
         let devices = [
-            "host=0000:01:00.0,rombar=on",
-            "host=01:10.0,trap=0,rombar=off,trap=2:16+32",
+            "host=01:00.0,rombar=on",
+            "host=0000:01:10.0,trap=0,rombar=off,trap=2:16+32",
+            "pf=eth0,vf=auto,mac=m,vlan=7,trust=on,force=on",
         ]
         .map(|text| device(text).unwrap());
         assert_eq!(file.device.unwrap(), devices);
@@ -409,17 +414,11 @@ mod tests {
             ),
             (
                 device("rombar=off").map(drop),
-                "key \"host\" is missing".into(),
-            ),
-            (
-                device("host=eth0").map(drop),
-                "\"eth0\" is not the address of a PCI function: write [DOMAIN:]BUS:DEVICE.FUNCTION as lspci does, \
-                 such as 0000:01:00.0"
-                    .into(),
+                "a device lacks its function: give it host=ADDRESS, or pf=PF,vf=auto for a virtual function".into(),
             ),
             (
                 device("host=01:00.0,trap=7").map(drop),
-                "\"7\" is not part of a BAR: write BAR or BAR:OFFSET+LENGTH with a BAR from 0 to 5, such as \
+                "trap=\"7\" is not part of a BAR: write BAR or BAR:OFFSET+LENGTH with a BAR from 0 to 5, such as \
                  0:0x1000+0x100"
                     .into(),
             ),

@@ -156,12 +156,14 @@ pub struct RunArgs {
     pub net: Vec<NetConfig>,
     /// PCI function of the host that the guest gets; may be repeated
     ///
-    /// It is bound to the driver vfio-pci. rombar=off hides its expansion ROM. trap= has accesses to a BAR, or to a
+    /// host= is its address, pf= a network interface or address of a physical function one of whose virtual functions
+    /// the guest gets, with the MAC address and the other settings. It is taken from its driver, and goes back at the
+    /// end unless keep=on; force=on takes it even if the host uses it. rombar=off hides its expansion ROM. trap= has accesses to a BAR, or to a
     /// part of it, passed on one by one, after all writes to memory before them, instead of straight to the hardware;
     /// it may be repeated.
     #[arg(
         long,
-        value_name = "host=BUS:DEVICE.FUNCTION[,rombar=on|off][,trap=BAR[:OFFSET+LEN]]",
+        value_name = "host=ADDRESS[,keep=on]|pf=PF,vf=auto|N[,mac=MAC][,vlan=ID][,spoofchk=on|off][,trust=on|off][,force=on][,rombar=off][,trap=BAR[:OFFSET+LEN]]",
         value_parser = args::device
     )]
     pub device: Vec<DeviceConfig>,

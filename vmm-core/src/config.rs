@@ -4,23 +4,22 @@
 //! anything. The written form of the values (`512M`, `file=PATH`, `0@2-3`) is in [`text`], and is the same on the
 //! command line and in the machine file.
 
-mod claim;
 mod device;
 mod file;
 mod net;
 pub mod text;
+mod trap;
 mod validate;
 
 use std::net::IpAddr;
-use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use claim::{ClaimConfig, ClaimSource, ClaimTable, ClaimTableError, VfChoice};
-pub use device::DeviceConfig;
+pub use device::{DeviceConfig, DeviceSource, DeviceTable, DeviceTableError, VfChoice};
 pub use file::{MachineFile, NoKernel};
 pub use net::{NetTable, NetTableError};
+pub use trap::TrapRange;
 pub use validate::ConfigError;
 
 /// Least guest RAM, in bytes.
@@ -254,30 +253,6 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-}
-
-/// Where a PCI function is on the host. Written as `[DOMAIN:]BUS:DEVICE.FUNCTION`, `0000:01:00.0` for example.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct PciAddress {
-    /// Domain, 0 on most machines.
-    pub domain: u32,
-    /// Bus.
-    pub bus: u8,
-    /// Device, 0 to 31.
-    pub device: u8,
-    /// Function, 0 to 7.
-    pub function: u8,
-}
-
-/// Part of a BAR whose accesses exit. Written as `BAR[:OFFSET+LEN]`, `0:0x1000+0x100` for example.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct TrapRange {
-    /// BAR, 0 to 5.
-    pub bar: u8,
-    /// Offsets in it, in bytes; all of it if there are none.
-    pub range: Option<Range<u64>>,
 }
 
 /// Where a serial port or console goes. Written as `stdio`, `null`, `pty`, `file=PATH`, `socket=PATH` or

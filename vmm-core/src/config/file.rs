@@ -188,7 +188,9 @@ impl From<MachineConfig> for MachineFile {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CpuAffinity, DiskInterface, DiskMedia, NetInterface, Network};
+    use super::super::{
+        CpuAffinity, DeviceSource, DiskInterface, DiskMedia, NetInterface, Network,
+    };
     use super::*;
 
     const EVERYTHING: &str = r#"
@@ -224,6 +226,7 @@ mod tests {
 
         [[device]]
         host = "0000:02:00.1"
+        keep = true
         rombar = false
         trap = ["1", "0:0x1000+0x100"]
     "#;
@@ -279,12 +282,20 @@ mod tests {
             }],
             devices: vec![
                 DeviceConfig {
-                    host: "0000:01:00.0".parse().unwrap(),
+                    source: DeviceSource::Function {
+                        address: "01:00.0".into(),
+                        keep: false,
+                    },
+                    force: false,
                     rombar: true,
                     trap: Vec::new(),
                 },
                 DeviceConfig {
-                    host: "0000:02:00.1".parse().unwrap(),
+                    source: DeviceSource::Function {
+                        address: "0000:02:00.1".into(),
+                        keep: true,
+                    },
+                    force: false,
                     rombar: false,
                     trap: vec!["1".parse().unwrap(), "0:0x1000+0x100".parse().unwrap()],
                 },

@@ -6,9 +6,9 @@ use thiserror::Error;
 
 use super::text::ByteSize;
 use super::{
-    CharTarget, CpuConfig, DeviceConfig, DiskConfig, DiskInterface, DiskMedia, HostForward,
+    CharTarget, CpuConfig, DiskConfig, DiskInterface, DiskMedia, HostForward,
     MAX_DISK_SERIAL_BYTES, MAX_IDE_DRIVES, MAX_SERIALS, MEMORY_STEP_BYTES, MIN_MEMORY_BYTES,
-    MachineConfig, MemoryConfig, NetConfig, Network, PciAddress,
+    MachineConfig, MemoryConfig, NetConfig, Network,
 };
 use crate::layout::CMDLINE_MAX_BYTES;
 
@@ -105,9 +105,6 @@ pub enum ConfigError {
     /// A MAC address given twice.
     #[error("MAC address {0} is given twice: each network interface needs its own")]
     MacTwice(String),
-    /// A function of the host given twice.
-    #[error("device {0} is given twice: the guest gets it once")]
-    DeviceTwice(PciAddress),
     /// More serial ports than a PC has.
     #[error("{0} serial ports are given: there are at most {MAX_SERIALS}, COM1 to COM4")]
     TooManySerials(usize),
@@ -159,7 +156,6 @@ impl MachineConfig {
         self.check_boot()?;
         check_disks(&self.disks)?;
         check_nets(&self.nets)?;
-        check_devices(&self.devices)?;
         self.check_targets()
     }
 
@@ -372,15 +368,6 @@ fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
             return Err(ConfigError::MacTwice(text.clone()));
         }
         macs.push(mac);
-    }
-    Ok(())
-}
-
-fn check_devices(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
-    for (i, device) in devices.iter().enumerate() {
-        if devices[..i].iter().any(|other| other.host == device.host) {
-            return Err(ConfigError::DeviceTwice(device.host));
-        }
     }
     Ok(())
 }
@@ -687,20 +674,6 @@ mod tests {
                 "hostfwd=tcp:127.0.0.1:1-2 listens where another one does: each needs its own port or address"
             );
         }
-    }
-
-    #[test]
-    fn device_twice() {
-        let device = |host: &str| DeviceConfig {
-            host: host.parse().unwrap(),
-            rombar: true,
-            trap: Vec::new(),
-        };
-        accepted(|m| m.devices = vec![device("01:00.0"), device("01:00.1")]);
-        assert_eq!(
-            message(|m| m.devices = vec![device("01:00.0"), device("0000:01:00.0")]),
-            "device 0000:01:00.0 is given twice: the guest gets it once"
-        );
     }
 
     #[test]

@@ -1,54 +1,46 @@
 //! Functions of the host that the guest gets, from the user's words to open devices.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use devices::dma::GuestRam;
+use devices::vfio::host::claim::{self, ClaimError, Lease};
+use devices::vfio::host::state::StateFolder;
+use devices::vfio::host::{Host, PciAddress};
 use devices::vfio::{GuestDma, HostFunction, Trap, VfioHost, VfioOptions};
 use thiserror::Error;
 
 use super::MachineError;
-use crate::config::{DeviceConfig, PciAddress};
+use super::claims::{ClaimConfigError, requests};
+use crate::config::{DeviceConfig, TrapRange};
 use crate::kvm::{KvmVm, VfioSharing};
 
 const SYSFS_DEVICES: &str = "/sys/bus/pci/devices";
-const VFIO_DRIVER: &str = "vfio-pci";
 
-/// Why the user's function cannot be assigned, and what to do.
+/// Why the user's functions cannot be assigned, and what to do.
 #[derive(Debug, Error)]
 pub enum AssignError {
-    /// Not there.
-    #[error("device {0}: there is no such PCI function on this host; `lspci -D` lists them")]
-    Missing(PciAddress),
-    /// Another driver has it, or none.
-    #[error("device {address} is bound to {driver}, not to vfio-pci: bind it to vfio-pci first")]
-    Driver {
-        /// The function.
-        address: PciAddress,
-        /// Its driver.
-        driver: String,
-    },
-    /// There is no IOMMU for it.
-    #[error(
-        "device {0} is in no IOMMU group: enable the IOMMU, in the firmware and on the kernel's command line \
-         (intel_iommu=on)"
-    )]
-    NoGroup(PciAddress),
-    /// The group's file.
-    #[error("device {address}: {} cannot be opened: {source}", path.display())]
-    Group {
-        /// The function.
-        address: PciAddress,
-        /// `/dev/vfio/N`.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    /// Their description.
+    #[error("--device {0}")]
+    Config(#[from] ClaimConfigError),
+    /// They are not to be had.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
 }
 
-/// A function that is ours to assign.
+impl AssignError {
+    /// Whether the user can change it.
+    #[must_use]
+    pub fn is_users(&self) -> bool {
+        match self {
+            Self::Config(_) => true,
+            Self::Claim(error) => error.is_users_mistake(),
+        }
+    }
+}
+
+/// A function that is ours to assign. Dropping it gives the function back to whom it was taken from.
 pub struct Claimed {
     /// Where it is on the host.
     pub address: PciAddress,
@@ -58,53 +50,48 @@ pub struct Claimed {
     pub options: VfioOptions,
     /// Bytes of its 64-bit BARs.
     pub bars_bytes: u64,
+    _lease: Lease,
 }
 
-/// Claims the user's functions, before anything is created. **This is the place** where a function is taken from its
-/// driver and what was changed is remembered; giving it back belongs into `Drop` of what is returned, which the
-/// machine keeps until its devices are gone. For now it only looks whether each is bound to `vfio-pci` and to be had.
+/// Claims the user's functions for a guest with so much RAM: all or none. Nothing of the machine exists yet; what is
+/// returned must outlive all that opens the functions.
 ///
 /// # Errors
-/// [`AssignError`], a line for the user.
-pub fn claim(devices: &[DeviceConfig]) -> Result<Vec<Claimed>, AssignError> {
-    devices.iter().map(claim_one).collect()
+/// [`AssignError`].
+pub fn claim(devices: &[DeviceConfig], ram_bytes: u64) -> Result<Vec<Claimed>, AssignError> {
+    if devices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let requests = requests(devices)?;
+    let host = Arc::new(Host::this());
+    let state = StateFolder::of_caller(&host);
+    let leases = claim::take(&host, &state, &requests, ram_bytes)?;
+    let claimed = devices.iter().zip(leases);
+    Ok(claimed
+        .map(|(device, lease)| {
+            let address = lease.address();
+            let sysfs = Path::new(SYSFS_DEVICES).join(address.to_string());
+            let resource = fs::read_to_string(sysfs.join("resource"));
+            Claimed {
+                address,
+                options: options(device),
+                bars_bytes: bars_bytes(&resource.unwrap_or_default()),
+                sysfs,
+                _lease: lease,
+            }
+        })
+        .collect())
 }
 
-fn claim_one(device: &DeviceConfig) -> Result<Claimed, AssignError> {
-    let address = device.host;
-    let sysfs = Path::new(SYSFS_DEVICES).join(address.to_string());
-    if !sysfs.exists() {
-        return Err(AssignError::Missing(address));
-    }
-    let link_name = |name: &str| {
-        let target = fs::read_link(sysfs.join(name)).ok()?;
-        Some(target.file_name()?.to_string_lossy().into_owned())
-    };
-    let driver = link_name("driver").unwrap_or_else(|| "no driver".into());
-    if driver != VFIO_DRIVER {
-        return Err(AssignError::Driver { address, driver });
-    }
-    let group = link_name("iommu_group").ok_or(AssignError::NoGroup(address))?;
-    let path = Path::new("/dev/vfio").join(group);
-    let opened = File::options().read(true).write(true).open(&path);
-    opened.map_err(|source| AssignError::Group {
-        address,
-        path,
-        source,
-    })?;
-    let trap = |trap: &crate::config::TrapRange| Trap {
+fn options(device: &DeviceConfig) -> VfioOptions {
+    let trap = |trap: &TrapRange| Trap {
         bar: trap.bar,
         range: trap.range.clone(),
     };
-    Ok(Claimed {
-        address,
-        options: VfioOptions {
-            rom: device.rombar,
-            traps: device.trap.iter().map(trap).collect(),
-        },
-        bars_bytes: bars_bytes(&fs::read_to_string(sysfs.join("resource")).unwrap_or_default()),
-        sysfs,
-    })
+    VfioOptions {
+        rom: device.rombar,
+        traps: device.trap.iter().map(trap).collect(),
+    }
 }
 
 /// The bytes of a function's 64-bit BARs, from its file `resource` in sysfs: a line `start end flags` for each.
@@ -183,19 +170,5 @@ mod tests {
                         0x0000009000000000 0x00000093ffffffff 0x000000000014220c\n";
         assert_eq!(bars_bytes(resource), 0x4000 + (16 << 30));
         assert_eq!(bars_bytes("nonsense\n0x1\n"), 0);
-    }
-
-    #[test]
-    fn a_function_that_is_not_there() {
-        let device = DeviceConfig {
-            host: "ffff:ff:1f.7".parse().unwrap(),
-            rombar: true,
-            trap: Vec::new(),
-        };
-        let error = claim(&[device]).err().unwrap();
-        assert_eq!(
-            error.to_string(),
-            "device ffff:ff:1f.7: there is no such PCI function on this host; `lspci -D` lists them"
-        );
     }
 }

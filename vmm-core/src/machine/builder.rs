@@ -39,9 +39,9 @@ impl Machine {
         let kvm = KvmSystem::open()?;
         let supported = kvm.supported_cpuid()?;
         check_cpus(&config.cpus, kvm.max_vcpus())?;
-        let claimed = assigned::claim(&config.devices)?;
-        let bars_bytes = claimed.iter().map(|one| one.bars_bytes).sum();
         let ram_bytes = config.memory.size_bytes;
+        let claimed = assigned::claim(&config.devices, ram_bytes)?;
+        let bars_bytes = claimed.iter().map(|one| one.bars_bytes).sum();
         memory::check_fits(ram_bytes, bars_bytes, cpuid::physical_bits(&supported))?;
         let pci_window = memory::pci_window(ram_bytes, bars_bytes);
 

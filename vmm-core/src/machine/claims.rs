@@ -6,7 +6,7 @@ use devices::vfio::host::netlink::VfSettings;
 use devices::vfio::host::{NotAnAddress, PciAddress};
 use thiserror::Error;
 
-use crate::config::{ClaimConfig, ClaimSource, VfChoice};
+use crate::config::{DeviceConfig, DeviceSource, VfChoice};
 
 /// A value that no host can have.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -23,17 +23,17 @@ pub enum ClaimConfigError {
 ///
 /// # Errors
 /// An address, of a function or an interface, is none.
-pub fn requests(configs: &[ClaimConfig]) -> Result<Vec<Request>, ClaimConfigError> {
+pub fn requests(configs: &[DeviceConfig]) -> Result<Vec<Request>, ClaimConfigError> {
     configs.iter().map(request).collect()
 }
 
-fn request(config: &ClaimConfig) -> Result<Request, ClaimConfigError> {
+fn request(config: &DeviceConfig) -> Result<Request, ClaimConfigError> {
     let target = match &config.source {
-        ClaimSource::Function { address, keep } => Target::Function {
+        DeviceSource::Function { address, keep } => Target::Function {
             address: address.parse::<PciAddress>()?,
             keep: *keep,
         },
-        ClaimSource::Vf {
+        DeviceSource::Vf {
             pf,
             vf,
             mac,
@@ -69,15 +69,17 @@ mod tests {
 
     #[test]
     fn mistakes_are_told() {
-        let function = |address: &str| ClaimConfig {
-            source: ClaimSource::Function {
+        let function = |address: &str| DeviceConfig {
+            source: DeviceSource::Function {
                 address: address.into(),
                 keep: false,
             },
             force: false,
+            rombar: true,
+            trap: Vec::new(),
         };
-        let vf = |mac: &str| ClaimConfig {
-            source: ClaimSource::Vf {
+        let vf = |mac: &str| DeviceConfig {
+            source: DeviceSource::Vf {
                 pf: "eth0".into(),
                 vf: VfChoice::Auto,
                 mac: Some(mac.into()),
@@ -86,6 +88,8 @@ mod tests {
                 trust: None,
             },
             force: true,
+            rombar: true,
+            trap: Vec::new(),
         };
         let told = |config| requests(&[config]).unwrap_err().to_string();
         assert!(

@@ -153,7 +153,6 @@ impl MachineError {
             | Self::Passt(_)
             | Self::Mac(_)
             | Self::Char(_)
-            | Self::Assign(_)
             | Self::Vfio(VfioError::Container(_))
             | Self::VfioHost(_)
             | Self::VfioFunction(_)
@@ -166,6 +165,7 @@ impl MachineError {
                 | KvmError::Lacks(_)
                 | KvmError::ApiVersion(_),
             ) => true,
+            Self::Assign(error) => error.is_users(),
             Self::Memory(_)
             | Self::Kvm(_)
             | Self::Vfio(_)

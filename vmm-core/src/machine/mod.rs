@@ -5,7 +5,7 @@
 
 mod assigned;
 mod builder;
-pub mod claims;
+mod claims;
 mod crash;
 mod drain;
 mod error;

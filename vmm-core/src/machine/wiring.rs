@@ -22,6 +22,7 @@ use devices::pci::{
 };
 use devices::posted::{PostedWrites, PostedZone, Space};
 use devices::recall::Recall;
+use devices::vfio::host::PciAddress;
 use devices::vfio::{GuestDma, HostFunction, VfioFunction, VfioOptions};
 use devices::virtio::{Blk, Console, Net, Rng, VirtioDevice, VirtioPci};
 
@@ -31,7 +32,7 @@ use super::events::{EventQueue, MachineEvent};
 use super::passt::Passt;
 use crate::config::{
     CharTarget, DiskConfig, DiskInterface, DiskMedia, MachineConfig, NetConfig, NetInterface,
-    Network, PciAddress,
+    Network,
 };
 use crate::event_loop::EventLoop;
 use crate::kvm::KvmVm;
