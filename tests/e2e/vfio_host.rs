@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use devices::vfio::host::Host;
 use devices::vfio::host::claim::{Lease, take};
 use devices::vfio::host::state::StateFolder;
+use devices::vfio::host::{Host, PciAddress};
 use rustix::fs::OFlags;
 use serde_json::Value;
 use vmm_core::config::{ClaimConfig, ClaimTable};
@@ -706,7 +706,7 @@ fn member_behind(device: &str) -> Result<String> {
 fn function_below(port: &str) -> Result<String> {
     for entry in fs::read_dir(sysfs(port))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.starts_with("0000:") && name.contains('.') {
+        if name.parse::<PciAddress>().is_ok() {
             return Ok(name);
         }
     }
