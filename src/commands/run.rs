@@ -124,7 +124,7 @@ mod tests {
         let cli = Cli::try_parse_from(["tripath", "run"].iter().chain(options)).unwrap();
         match cli.command {
             Command::Run(arguments) => machine(*arguments).map_err(|error| error.to_string()),
-            Command::Vfio(_) | Command::Doctor => panic!("not run"),
+            Command::Doctor | Command::Vfio(_) => panic!("not run"),
         }
     }
 

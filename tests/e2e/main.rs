@@ -23,6 +23,7 @@ mod reset;
 mod usage;
 mod usage_files;
 mod vfio;
+mod vfio_host;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,7 @@ fn all_tests() -> Vec<E2eTest> {
         usage_files::tests(),
         costs::tests(),
         vfio::tests(),
+        vfio_host::tests(),
     ]
     .into_iter()
     .flatten()
@@ -63,6 +65,8 @@ fn main() -> ExitCode {
     {
         ["--agent"] => agent::main(&all_tests()),
         ["--in-place", name] => in_place::main(&all_tests(), name),
+        // A part of some tests: another process that has functions of the host.
+        ["--hold", wanted @ ..] => vfio_host::hold(wanted),
         _ => front::main(all_tests()),
     }
 }
