@@ -348,6 +348,9 @@ impl PciDevice for VfioFunction {
             }
             None => {}
         }
+        if bar > ROM_REGION {
+            return Err(AccessError::InvalidRegister);
+        }
         self.host
             .region_read(bar, offset, data)
             .map_err(|error| self.refuse("read", bar, offset, &error))

@@ -26,10 +26,16 @@
 mod bars;
 pub mod capabilities;
 mod dma;
+#[cfg(test)]
+mod fake;
 mod function;
+#[cfg(test)]
+mod function_tests;
 mod host;
 mod interrupts;
 mod overlay;
+#[cfg(test)]
+mod overlay_tests;
 mod subscriber;
 
 pub use bars::Trap;
