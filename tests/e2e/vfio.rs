@@ -41,6 +41,7 @@ pub fn tests() -> Vec<E2eTest> {
         test("vfio::two_guests_two_vfs", two_guests).limit(240),
         test("vfio::nvme_vf_and_virtio_disk", together).limit(240),
         test("vfio::dma_outside_ram_is_stopped", dma_containment),
+        test("vfio::the_host_wants_it_back", wanted_back),
         test("vfio::not_bound", not_bound),
     ];
     all.into_iter().map(E2eTest::passthrough).collect()
@@ -330,6 +331,26 @@ fn dma_containment(ctx: &Ctx) -> Result<()> {
     // The drive is as good as before.
     drop(device);
     sha256_of_drive(1)?;
+    Ok(())
+}
+
+/// Whoever unbinds the function waits until it is free.
+fn wanted_back(ctx: &Ctx) -> Result<()> {
+    let device = Bound::new(E1000E)?;
+    let mut vm = guest(ctx, &[&device])
+        .module("e1000e")
+        .job("echo RUNNING; sleep 100")
+        .spawn()?;
+    vm.wait_for("RUNNING", BOOT)?;
+    let unbinding = std::thread::spawn(|| unbind(&sysfs(E1000E)));
+    let exit = vm.wait_exit(BOOT)?;
+    exit.expect_code(1)?;
+    let message = "the host wants device 0000:03:00.0 back: the guest was stopped";
+    ensure!(exit.says(message), "{:?}", exit.messages());
+    unbinding
+        .join()
+        .map_err(|_| anyhow::anyhow!("unbinding panicked"))??;
+    ensure!(!sysfs(E1000E).join("driver").exists(), "it is still bound");
     Ok(())
 }
 

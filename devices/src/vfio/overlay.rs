@@ -167,6 +167,7 @@ pub struct MsixControl {
 
 /// A function's configuration space. Pure but for the hardware, which is an argument.
 pub struct Overlay {
+    name: String,
     config: PciConfig,
     /// Bits that are read from the hardware, for each byte.
     from_host: Vec<u8>,
@@ -180,11 +181,11 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Reads what the function is. With `rom`, an expansion ROM is shown.
+    /// Reads what the function is. With `rom`, an expansion ROM is shown. `name` is for logs.
     ///
     /// # Errors
     /// [`OverlayError`].
-    pub fn new(host: &dyn HostFunction, rom: bool) -> Result<Self, OverlayError> {
+    pub fn new(name: &str, host: &dyn HostFunction, rom: bool) -> Result<Self, OverlayError> {
         let read = Hardware(host);
         let header_type = read.u8(HEADER_TYPE)? & HEADER_TYPE_LAYOUT;
         if header_type != 0 {
@@ -202,6 +203,7 @@ impl Overlay {
             config.set_interrupt_pin_a();
         }
         let mut overlay = Self {
+            name: name.to_string(),
             config,
             from_host: vec![0; usize::from(CONVENTIONAL_BYTES)],
             to_host: vec![false; usize::from(CONVENTIONAL_BYTES)],
@@ -396,7 +398,7 @@ impl Overlay {
                 };
                 self.decoding |= decoding;
                 if let Err(error) = self.config.add_bar(index, kind, size.max(least)) {
-                    log::warn!("a BAR is not shown to the guest: {error}");
+                    log::warn!("{}: not shown to the guest: {error}", self.name);
                 }
             }
             index += registers;
@@ -408,7 +410,7 @@ impl Overlay {
                 .config
                 .add_bar(ROM_BAR, BarKind::Rom, rom_size.max(0x800))
             {
-                log::warn!("the ROM is not shown to the guest: {error}");
+                log::warn!("{}: its ROM is not shown to the guest: {error}", self.name);
             }
         }
         Ok(())
@@ -631,7 +633,10 @@ impl Overlay {
 
     fn complain(&self, what: &str, offset: u16, error: &io::Error) {
         if self.failures.allow() {
-            log::warn!("cannot {what} the function's register {offset:#x}: {error}");
+            log::warn!(
+                "{}: cannot {what} configuration space at {offset:#x}: {error}",
+                self.name
+            );
         }
     }
 }

@@ -15,7 +15,7 @@ struct Guest {
 
 impl Guest {
     fn of(host: FakeHost) -> Self {
-        let overlay = Overlay::new(&host, true).unwrap();
+        let overlay = Overlay::new("nic", &host, true).unwrap();
         overlay.start(&host).unwrap();
         host.take_calls();
         Self { host, overlay }
@@ -103,7 +103,7 @@ fn a_bridge_is_refused() {
     let host = FakeHost::nic();
     host.put(HEADER_TYPE, &[0x81]);
     assert!(matches!(
-        Overlay::new(&host, true),
+        Overlay::new("nic", &host, true),
         Err(OverlayError::HeaderType(1))
     ));
 }
@@ -337,7 +337,7 @@ fn bars_are_sized_here() {
         assert_eq!(guest.u32(offset), mask, "{offset:#x}");
     }
     let host = FakeHost::nic();
-    let mut overlay = Overlay::new(&host, false).unwrap();
+    let mut overlay = Overlay::new("nic", &host, false).unwrap();
     let _ = overlay.write(&host, 0x30, &[0xff; 4]);
     let mut data = [0xff; 4];
     overlay.read(&host, 0x30, &mut data);
