@@ -15,7 +15,7 @@ use devices::vfio::host::state::StateFolder;
 use devices::vfio::host::{Host, PciAddress};
 use rustix::fs::OFlags;
 use serde_json::Value;
-use vmm_core::config::{ClaimConfig, ClaimTable};
+use vmm_core::config::{DeviceConfig, DeviceTable};
 use vmm_core::machine::claims::requests;
 
 use crate::harness::{Ctx, E2eTest, sys, test};
@@ -512,8 +512,8 @@ fn mistake(ctx: &Ctx, arguments: &[&str], line: &str) -> Result<()> {
     Ok(())
 }
 
-fn config(text: &str) -> Result<ClaimConfig> {
-    let mut table = ClaimTable::default();
+fn config(text: &str) -> Result<DeviceConfig> {
+    let mut table = DeviceTable::default();
     for pair in text.split(',') {
         let (key, value) = pair.split_once('=').context("no pair")?;
         ensure!(table.set(key, value)?, "{key}");

@@ -5,7 +5,7 @@
 
 mod assigned;
 mod builder;
-mod claims;
+pub mod claims;
 mod crash;
 mod drain;
 mod error;
