@@ -90,8 +90,10 @@ impl<'a> Check<'a> {
             return vec![Reason::NoGroup];
         }
         if !interrupt_remapping && !unsafe_interrupts {
-            let module_loaded = self.host.has("sys/module/vfio_iommu_type1");
-            return vec![Reason::NoInterruptRemapping { module_loaded }];
+            return vec![Reason::NoInterruptRemapping {
+                switched_off: self.iommu.remapping_switched_off,
+                module_loaded: self.host.has("sys/module/vfio_iommu_type1"),
+            }];
         }
         Vec::new()
     }

@@ -9,7 +9,7 @@ use super::address::PciAddress;
 use super::function::is_vfio_driver;
 use super::root::{Host, link_name};
 
-/// Whose processor, and so which kernel parameter.
+/// Whose IOMMU, and so which kernel parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CpuVendor {
@@ -22,7 +22,14 @@ pub enum CpuVendor {
 }
 
 impl CpuVendor {
+    /// The firmware knows best; a processor of either can be emulated with the other's IOMMU.
     fn of(host: &Host) -> Self {
+        if host.has("sys/firmware/acpi/tables/DMAR") {
+            return Self::Intel;
+        }
+        if host.has("sys/firmware/acpi/tables/IVRS") {
+            return Self::Amd;
+        }
         let text = host.read("proc/cpuinfo").unwrap_or_default();
         if text.contains("GenuineIntel") {
             Self::Intel
@@ -59,6 +66,8 @@ pub struct Iommu {
     pub vendor: CpuVendor,
     /// A device's interrupt reaches only what it was given: it can be assigned without trusting the guest.
     pub interrupt_remapping: bool,
+    /// The kernel is told not to (`intremap=off`).
+    pub remapping_switched_off: bool,
     /// VFIO is told to do without.
     pub unsafe_interrupts: bool,
     /// Interrupts that wake no host CPU.
@@ -79,7 +88,7 @@ impl Iommu {
         let can_post = interrupt_remapping
             && !units.is_empty()
             && units.iter().all(|unit| can_post(host, unit));
-        let interrupt_bypass = if !can_post || posting_is_off(host) {
+        let interrupt_bypass = if !can_post || has_intremap(host, "nopost") {
             InterruptBypass::None
         } else if parameter("kvm_intel/parameters/enable_apicv") {
             InterruptBypass::Posted
@@ -95,6 +104,7 @@ impl Iommu {
             vendor,
             units,
             interrupt_remapping,
+            remapping_switched_off: has_intremap(host, "off"),
             unsafe_interrupts: parameter("vfio_iommu_type1/parameters/allow_unsafe_interrupts"),
             interrupt_bypass,
         }
@@ -118,11 +128,12 @@ fn can_post(host: &Host, unit: &str) -> bool {
     bit("intel-iommu/cap", 59) || bit("amd-iommu/features", 7)
 }
 
-fn posting_is_off(host: &Host) -> bool {
+/// Whether the kernel's parameter `intremap` has this value.
+fn has_intremap(host: &Host, wanted: &str) -> bool {
     let line = host.read("proc/cmdline").unwrap_or_default();
     line.split_whitespace()
         .filter_map(|word| word.strip_prefix("intremap="))
-        .any(|value| value.split(',').any(|value| value == "nopost"))
+        .any(|value| value.split(',').any(|value| value == wanted))
 }
 
 /// A device in a group.

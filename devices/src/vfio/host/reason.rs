@@ -27,6 +27,8 @@ pub enum Reason {
     NoGroup,
     /// Interrupts are not remapped, and VFIO is not told to do without.
     NoInterruptRemapping {
+        /// By the kernel's command line.
+        switched_off: bool,
         /// `vfio_iommu_type1` is loaded, so its parameter is a file.
         module_loaded: bool,
     },
@@ -231,12 +233,10 @@ impl Reason {
                 vendor,
             } => no_iommu(*in_firmware, *vendor),
             Self::NoGroup => vec!["dmesg | grep -i -e DMAR -e AMD-Vi".into()],
-            Self::NoInterruptRemapping { module_loaded } => vec![if *module_loaded {
-                "for guests that you trust: echo Y > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts".into()
-            } else {
-                "for guests that you trust: modprobe vfio_iommu_type1 allow_unsafe_interrupts=1"
-                    .into()
-            }],
+            Self::NoInterruptRemapping {
+                switched_off,
+                module_loaded,
+            } => no_remapping(*switched_off, *module_loaded),
             Self::MemberOnHostDriver { group, member, .. } => vec![format!(
                 "echo {member} > /sys/kernel/iommu_groups/{group}/devices/{member}/driver/unbind"
             )],
@@ -332,6 +332,22 @@ fn no_iommu(in_firmware: bool, vendor: CpuVendor) -> Vec<String> {
         "add {parameter} to GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub && reboot"
     ));
     lines
+}
+
+fn no_remapping(switched_off: bool, module_loaded: bool) -> Vec<String> {
+    let remap = if switched_off {
+        "remove intremap=off from the kernel's command line and reboot"
+    } else {
+        "switch interrupt remapping on in the firmware's settings"
+    };
+    let do_without = if module_loaded {
+        "echo Y > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+    } else {
+        "modprobe vfio_iommu_type1 allow_unsafe_interrupts=1"
+    };
+    vec![format!(
+        "{remap}, or, for guests that you trust: {do_without}"
+    )]
 }
 
 fn may_not_bind(function: PciAddress, group: Option<u32>, bound: bool, uid: u32) -> Vec<String> {

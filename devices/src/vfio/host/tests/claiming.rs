@@ -341,7 +341,7 @@ fn pf_and_vf_stand_in_each_others_way() {
     assert!(told.ends_with("it has 1 virtual function, which would vanish with its driver; to change that: tripath vfio sriov 0000:01:00.0 --vfs 0"), "{told}");
     let lease = claim(&fake, &[with_mac()]).unwrap();
     let check = Check::new(&fake.host, fake.state().live_claims(&fake.host).unwrap());
-    let told = check.function(&read(&fake, PF), &[])[0].to_string();
+    let told = check.function(&read(&fake, PF), &[address(PF)])[0].to_string();
     assert_eq!(told, "its virtual functions 0000:01:10.0 are in use");
     drop(lease);
     fake.set_driver(PF, None);

@@ -35,8 +35,7 @@ fn iommu_off_and_absent() {
         "the host has no IOMMU, or its firmware hides it; to change that: switch VT-d on in the firmware's settings && add \
          intel_iommu=on to GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub && reboot"
     );
-    fake.put("sys/firmware/acpi/tables/DMAR", "");
-    fake.put("proc/cpuinfo", "AuthenticAMD");
+    fake.put("sys/firmware/acpi/tables/IVRS", "");
     assert_eq!(
         nvme(&fake),
         "the IOMMU is off: the firmware describes one, and the kernel does not use it; to change that: add amd_iommu=on to \
@@ -58,23 +57,22 @@ fn not_covered_by_the_iommu() {
 fn no_interrupt_remapping() {
     let fake = Fake::new();
     fake.put("proc/interrupts", "1: 9 IO-APIC 1-edge\n");
-    let text = "the IOMMU does not remap interrupts: a guest could send the host any interrupt; to change that: for guests that you trust: ";
+    let text = "the IOMMU does not remap interrupts: a guest could send the host any interrupt; to change that: ";
+    let firmware =
+        "switch interrupt remapping on in the firmware's settings, or, for guests that you trust: ";
     assert_eq!(
         nvme(&fake),
-        format!("{text}modprobe vfio_iommu_type1 allow_unsafe_interrupts=1")
+        format!("{text}{firmware}modprobe vfio_iommu_type1 allow_unsafe_interrupts=1")
     );
-    fake.put(
-        "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
-        "N\n",
-    );
+    let parameter = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+    fake.put(parameter, "N\n");
+    fake.put("proc/cmdline", "quiet intremap=off\n");
+    let command_line = "remove intremap=off from the kernel's command line and reboot, or, for guests that you trust: ";
     assert_eq!(
         nvme(&fake),
-        format!("{text}echo Y > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
+        format!("{text}{command_line}echo Y > /{parameter}")
     );
-    fake.put(
-        "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
-        "Y\n",
-    );
+    fake.put(parameter, "Y\n");
     assert_eq!(reasons(&fake, NVME), []);
 }
 
