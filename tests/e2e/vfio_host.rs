@@ -22,7 +22,7 @@ use crate::harness::{Ctx, E2eTest, sys, test};
 
 const IGB: &str = "0000:01:00.0";
 const NVME: &str = "0000:02:00.0";
-const PAIR: [&str; 2] = ["0000:04:00.0", "0000:04:00.1"];
+const PAIR: [&str; 2] = ["0000:05:00.0", "0000:05:00.1"];
 const MAC: &str = "52:54:00:00:03:01";
 /// The RAM that claims are made for.
 const GUEST_BYTES: u64 = 64 << 20;
