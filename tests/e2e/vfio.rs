@@ -202,7 +202,7 @@ fn nvme_trapped(ctx: &Ctx) -> Result<()> {
 }
 
 fn vf_ping(ctx: &Ctx) -> Result<()> {
-    start_physical_function()?;
+    let _igb = start_physical_function()?;
     let mut vm = vm(ctx)
         .option("--device", virtual_function(0))
         .module("igbvf")
@@ -225,7 +225,7 @@ fn vf_ping(ctx: &Ctx) -> Result<()> {
 }
 
 fn two_guests(ctx: &Ctx) -> Result<()> {
-    start_physical_function()?;
+    let _igb = start_physical_function()?;
     let mut guests = Vec::new();
     for index in 0..2 {
         let (own, other) = (index + 2, 3 - index);
@@ -260,7 +260,7 @@ fn two_guests(ctx: &Ctx) -> Result<()> {
 }
 
 fn together(ctx: &Ctx) -> Result<()> {
-    start_physical_function()?;
+    let _igb = start_physical_function()?;
     let disk = ctx.disk("virtio.img", 16)?;
     let mut vm = guest(ctx, &[NVME])
         .option("--device", virtual_function(0))
@@ -414,6 +414,7 @@ const NIC_JOB: &str = "
       wait_for /sys/class/net/$1
       ip addr add $2 dev $1
       ip link set $1 up
+      for i in $(seq 300); do [ "$(cat /sys/class/net/$1/carrier)" = 1 ] && return; sleep 0.1; done; echo no link
     }
     interrupts() {
       awk -v name=$1 'index($0, name) { n += $2; kind = kind \" \" $3 } END { print \"IRQS\", n, kind }' /proc/interrupts
@@ -468,8 +469,23 @@ fn unbind(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The igb is up, with an address; it has no virtual functions.
-fn start_physical_function() -> Result<()> {
+/// The igb, up and with an address, until it is dropped; it has no virtual functions.
+struct PhysicalFunction {
+    interface: String,
+}
+
+impl Drop for PhysicalFunction {
+    fn drop(&mut self) {
+        for arguments in [["addr", "flush", "dev"], ["link", "set", "down"]] {
+            let down = run("ip", &[&arguments[..], &[self.interface.as_str()]].concat());
+            if let Err(error) = down {
+                println!("{}: {error:#}", self.interface);
+            }
+        }
+    }
+}
+
+fn start_physical_function() -> Result<PhysicalFunction> {
     run("modprobe", &["igb"])?;
     let folder = sysfs(IGB);
     if !folder.join("driver").exists() {
@@ -480,7 +496,9 @@ fn start_physical_function() -> Result<()> {
         .next()
         .context("igb has no interface")??
         .file_name();
-    let interface = interface.to_str().context("a name")?;
+    let interface = interface.to_str().context("a name")?.to_owned();
+    let igb = PhysicalFunction { interface };
+    let interface = igb.interface.as_str();
     run("ip", &["link", "set", interface, "up"])?;
     run(
         "ip",
@@ -490,7 +508,8 @@ fn start_physical_function() -> Result<()> {
         let carrier = format!("/sys/class/net/{interface}/carrier");
         fs::read_to_string(carrier).is_ok_and(|up| up.trim() == "1")
     })?;
-    no_virtual_functions()
+    no_virtual_functions()?;
+    Ok(igb)
 }
 
 /// None were there, so that those that a run makes go with it.
