@@ -414,7 +414,7 @@ const NIC_JOB: &str = "
       wait_for /sys/class/net/$1
       ip addr add $2 dev $1
       ip link set $1 up
-      for i in $(seq 300); do [ "$(cat /sys/class/net/$1/carrier)" = 1 ] && return; sleep 0.1; done; echo no link
+      for i in $(seq 300); do grep -q 1 /sys/class/net/$1/carrier && return; sleep 0.1; done; echo no link
     }
     interrupts() {
       awk -v name=$1 'index($0, name) { n += $2; kind = kind \" \" $3 } END { print \"IRQS\", n, kind }' /proc/interrupts
