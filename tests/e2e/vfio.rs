@@ -19,6 +19,8 @@ const IGB: &str = "0000:01:00.0";
 const NVME: &str = "0000:02:00.0";
 const E1000E: &str = "0000:03:00.0";
 const AHCI: &str = "0000:04:00.0";
+/// Two e1000 on one conventional bus. Neither can be reset without the other.
+const BRIDGED: [&str; 2] = ["0000:07:01.0", "0000:07:02.0"];
 
 /// QEMU's user-mode network, behind the e1000e.
 const GATEWAY: &str = "10.0.2.2";
@@ -41,6 +43,7 @@ pub fn tests() -> Vec<E2eTest> {
         test("vfio::two_guests_two_vfs", two_guests).limit(240),
         test("vfio::nvme_vf_and_virtio_disk", together).limit(240),
         test("vfio::dma_outside_ram_is_stopped", dma_containment),
+        test("vfio::behind_one_bridge", behind_one_bridge).limit(240),
         test("vfio::a_bar_moves", bar_moves),
         test("vfio::anything_in_configuration_space", anything),
         test("vfio::the_host_wants_it_back", wanted_back),
@@ -326,6 +329,35 @@ fn dma_containment(ctx: &Ctx) -> Result<()> {
     ensure!(fault.contains(&NVME[5..]), "another device: {fault}");
     // The drive is as good as before.
     sha256_of_drive(1)?;
+    Ok(())
+}
+
+/// Both are ours, so their bus is reset; they have INTx and nothing else.
+fn behind_one_bridge(ctx: &Ctx) -> Result<()> {
+    let first = Bound::new(BRIDGED[0])?;
+    // The other one is nobody's: a reset would be behind the host's back.
+    let exit = guest(ctx, &[&first]).spawn()?.wait_exit(BOOT)?;
+    exit.expect_code(2)?;
+    ensure!(exit.says("cannot be reset"), "{:?}", exit.messages());
+    let second = Bound::new(BRIDGED[1])?;
+    let mut vm = guest(ctx, &[&first, &second])
+        .module("e1000")
+        .job(&format!(
+            "{NIC_JOB}
+             for nic in eth0 eth1; do
+               start_nic $nic 10.0.2.15/24
+               ping -c 3 -w 30 {GATEWAY} >/dev/null && echo ANSWERED $nic
+               interrupts $nic
+               ip addr flush dev $nic
+               ip link set $nic down
+             done"
+        ))
+        .spawn()?;
+    for nic in ["eth0", "eth1"] {
+        vm.wait_for(&format!("ANSWERED {nic}"), BOOT)?;
+        expect_interrupts(&vm.value("IRQS", BOOT)?, "IO-APIC")?;
+    }
+    vm.wait_success(BOOT)?;
     Ok(())
 }
 
