@@ -98,11 +98,14 @@ The machine file has the same keys and values as the options, without the dashes
     readonly = true
     [[net]]
     tap = \"tap0\"
+    [[device]]
+    host = \"01:00.0\"
 
 An option replaces the file's key of the same name as a whole: --disk replaces
 all the file's disks, --cpus its affinities too.
 
-Within the value of --cpus, --memory, --disk and --net a comma is written twice:
+Within the value of --cpus, --memory, --disk, --net and --device a comma is
+written twice:
 --disk path=a,,b is the file \"a,b\". On and off may be written true and false.
 
 On a terminal, the guest has the keyboard, Ctrl-C included; Ctrl-A x ends the

@@ -251,7 +251,7 @@ mod tests {
             let window = pci_window(5 * GIB, bars);
             let bytes = window.end - window.start;
             assert!(bytes >= bars.min(1 << 60) && bytes >= layout::PCI_MMIO64_BYTES);
-            assert!(bytes.is_power_of_two() && window.start % bytes == 0);
+            assert!(bytes.is_power_of_two() && window.start.is_multiple_of(bytes));
             assert!(window.start >= 6 * GIB);
         }
         assert!(check_fits(GIB, 80 * GIB, 40).is_ok());

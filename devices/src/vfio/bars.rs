@@ -44,6 +44,8 @@ pub fn mappable(region: &RegionInfo, trapped: &[Range<u64>], page: u64) -> Vec<R
 }
 
 #[cfg(test)]
+// One range is a list of ranges, too.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

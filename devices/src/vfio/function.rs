@@ -133,11 +133,12 @@ impl VfioFunction {
         if let Err(source) = host.reset() {
             return Err(VfioFunctionError::Reset { name, source });
         }
-        let overlay =
-            Overlay::new(&*host, options.rom).map_err(|source| VfioFunctionError::Overlay {
+        let overlay = Overlay::new(&name, &*host, options.rom).map_err(|source| {
+            VfioFunctionError::Overlay {
                 name: name.clone(),
                 source,
-            })?;
+            }
+        })?;
         overlay.start(&*host).map_err(failed("enable it"))?;
         let msix = overlay.msix();
         let regions: Vec<_> = (0..=ROM_REGION).map(|index| host.region(index)).collect();
@@ -161,7 +162,7 @@ impl VfioFunction {
         }
         let vectors = msix.map_or(0, |msix| msix.count);
         Ok(Arc::new(Self {
-            interrupts: Interrupts::new(Arc::clone(&host), sink, line, vectors),
+            interrupts: Interrupts::new(name.clone(), Arc::clone(&host), sink, line, vectors),
             name,
             host,
             overlay: Mutex::new(overlay),
@@ -347,6 +348,9 @@ impl PciDevice for VfioFunction {
                 return Ok(());
             }
             None => {}
+        }
+        if bar > ROM_REGION {
+            return Err(AccessError::InvalidRegister);
         }
         self.host
             .region_read(bar, offset, data)

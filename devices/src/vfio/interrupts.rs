@@ -21,7 +21,8 @@ use crate::irq::{IrqLine, MsiMessage, MsiSink, MsiVector};
 use crate::ratelimit::RateLimiter;
 use crate::sync::lock;
 
-const ENTRY_BYTES: usize = crate::pci::MSIX_ENTRY_BYTES as usize;
+/// As [`crate::pci::MSIX_ENTRY_BYTES`].
+const ENTRY_BYTES: usize = 16;
 const ADDRESS_LOW: usize = 0;
 const ADDRESS_HIGH: usize = 4;
 const DATA: usize = 8;
@@ -65,6 +66,7 @@ struct State {
 
 /// All interrupts of a function.
 pub struct Interrupts {
+    name: String,
     host: Arc<dyn HostFunction>,
     sink: Arc<dyn MsiSink>,
     line: IrqLine,
@@ -73,9 +75,11 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// Off, with an MSI-X table of `msix_count` vectors. `line` is the function's pin.
+    /// Off, with an MSI-X table of `msix_count` vectors. `line` is the function's pin, `name` what it is called in
+    /// logs.
     #[must_use]
     pub fn new(
+        name: String,
         host: Arc<dyn HostFunction>,
         sink: Arc<dyn MsiSink>,
         line: IrqLine,
@@ -90,6 +94,7 @@ impl Interrupts {
             intx: None,
         };
         Self {
+            name,
             host,
             sink,
             line,
@@ -349,7 +354,7 @@ impl Interrupts {
 
     fn complain(&self, what: &str, error: &io::Error) {
         if self.failures.allow() {
-            log::warn!("interrupts of an assigned function: {what}: {error}");
+            log::warn!("{}: interrupts: {what}: {error}", self.name);
         }
     }
 }

@@ -26,11 +26,17 @@
 mod bars;
 pub mod capabilities;
 mod dma;
+#[cfg(test)]
+mod fake;
 mod function;
+#[cfg(test)]
+mod function_tests;
 pub mod host;
 mod host_function;
 mod interrupts;
 mod overlay;
+#[cfg(test)]
+mod overlay_tests;
 mod subscriber;
 
 pub use bars::Trap;

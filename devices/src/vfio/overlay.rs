@@ -44,6 +44,7 @@ const COMMAND_PASSED: u16 = COMMAND_BUS_MASTER
 
 /// Power management control/status, from the capability (PCI Power Management 1.2, 3.2.4).
 const PM_CONTROL: u16 = 4;
+const PM_BYTES: u16 = 8;
 const PM_POWER_STATE: u8 = 0b11;
 const PM_NO_SOFT_RESET: u8 = 1 << 3;
 /// Power management capabilities: states that PME# can be asserted from.
@@ -166,6 +167,7 @@ pub struct MsixControl {
 
 /// A function's configuration space. Pure but for the hardware, which is an argument.
 pub struct Overlay {
+    name: String,
     config: PciConfig,
     /// Bits that are read from the hardware, for each byte.
     from_host: Vec<u8>,
@@ -179,11 +181,11 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Reads what the function is. With `rom`, an expansion ROM is shown.
+    /// Reads what the function is. With `rom`, an expansion ROM is shown. `name` is for logs.
     ///
     /// # Errors
     /// [`OverlayError`].
-    pub fn new(host: &dyn HostFunction, rom: bool) -> Result<Self, OverlayError> {
+    pub fn new(name: &str, host: &dyn HostFunction, rom: bool) -> Result<Self, OverlayError> {
         let read = Hardware(host);
         let header_type = read.u8(HEADER_TYPE)? & HEADER_TYPE_LAYOUT;
         if header_type != 0 {
@@ -201,6 +203,7 @@ impl Overlay {
             config.set_interrupt_pin_a();
         }
         let mut overlay = Self {
+            name: name.to_string(),
             config,
             from_host: vec![0; usize::from(CONVENTIONAL_BYTES)],
             to_host: vec![false; usize::from(CONVENTIONAL_BYTES)],
@@ -395,7 +398,7 @@ impl Overlay {
                 };
                 self.decoding |= decoding;
                 if let Err(error) = self.config.add_bar(index, kind, size.max(least)) {
-                    log::warn!("a BAR is not shown to the guest: {error}");
+                    log::warn!("{}: not shown to the guest: {error}", self.name);
                 }
             }
             index += registers;
@@ -407,13 +410,14 @@ impl Overlay {
                 .config
                 .add_bar(ROM_BAR, BarKind::Rom, rom_size.max(0x800))
             {
-                log::warn!("the ROM is not shown to the guest: {error}");
+                log::warn!("{}: its ROM is not shown to the guest: {error}", self.name);
             }
         }
         Ok(())
     }
 
-    /// The list of capabilities, at the hardware's offsets. Says whether PCI Express is among them.
+    /// The list of capabilities, at the hardware's offsets. Those that are emulated say how long they are, or that they
+    /// cannot be shown. Says whether PCI Express is among them.
     fn add_capabilities(&mut self, host: &dyn HostFunction) -> io::Result<bool> {
         let read = Hardware(host);
         let found = read.capabilities()?;
@@ -434,18 +438,21 @@ impl Overlay {
                 }
                 Treatment::Emulate => {
                     self.hold(offset, room);
-                    match id {
+                    let bytes = match id {
                         CAP_ID_POWER_MANAGEMENT => {
                             self.add_power_management(&read, offset, room)?
                         }
                         CAP_ID_MSI => self.add_msi(&read, offset, room)?,
                         CAP_ID_MSIX => self.add_msix(host, offset, room)?,
-                        CAP_ID_PCI_EXPRESS => {
-                            express = self.add_express(&read, offset, room)?;
-                            express
-                        }
-                        _ => false,
+                        CAP_ID_PCI_EXPRESS => self.add_express(&read, offset, room)?,
+                        _ => None,
+                    };
+                    express |= bytes.is_some() && id == CAP_ID_PCI_EXPRESS;
+                    // What is behind it is of no capability.
+                    if let Some(bytes) = bytes {
+                        self.pass(offset + bytes, room - bytes);
                     }
+                    bytes.is_some()
                 }
             };
             if show {
@@ -471,9 +478,9 @@ impl Overlay {
         read: &Hardware<'_>,
         offset: u16,
         room: u16,
-    ) -> io::Result<bool> {
-        if room < 8 {
-            return Ok(false);
+    ) -> io::Result<Option<u16>> {
+        if room < PM_BYTES {
+            return Ok(None);
         }
         // PME# would be an interrupt of the host.
         let capabilities = read.u16(offset + 2)? & !PM_CAPABILITIES_PME;
@@ -484,10 +491,10 @@ impl Overlay {
             &[PM_NO_SOFT_RESET, 0, 0, 0],
             &[PM_POWER_STATE, 0, 0, 0],
         );
-        Ok(true)
+        Ok(Some(PM_BYTES))
     }
 
-    fn add_msi(&mut self, read: &Hardware<'_>, offset: u16, room: u16) -> io::Result<bool> {
+    fn add_msi(&mut self, read: &Hardware<'_>, offset: u16, room: u16) -> io::Result<Option<u16>> {
         let hardware = read.u16(offset + 2)?;
         let max_multiple = hardware >> MSI_MULTIPLE_CAPABLE_SHIFT & MSI_MULTIPLE;
         let msi = MsiRegisters {
@@ -497,7 +504,7 @@ impl Overlay {
             max_multiple: max_multiple.min(MSI_MAX_MULTIPLE),
         };
         if room < msi.bytes() || self.msi.is_some() {
-            return Ok(false);
+            return Ok(None);
         }
         let shown =
             hardware & (MSI_64_BIT | MSI_MASKABLE) | msi.max_multiple << MSI_MULTIPLE_CAPABLE_SHIFT;
@@ -515,13 +522,18 @@ impl Overlay {
             config.add_registers(msi.mask() + 4, &[0; 4], &[0; 4]);
         }
         self.msi = Some(msi);
-        Ok(true)
+        Ok(Some(msi.bytes()))
     }
 
-    fn add_msix(&mut self, host: &dyn HostFunction, offset: u16, room: u16) -> io::Result<bool> {
+    fn add_msix(
+        &mut self,
+        host: &dyn HostFunction,
+        offset: u16,
+        room: u16,
+    ) -> io::Result<Option<u16>> {
         let read = Hardware(host);
         if room < MSIX_BYTES || self.msix.is_some() {
-            return Ok(false);
+            return Ok(None);
         }
         let count = (read.u16(offset + 2)? & MSIX_TABLE_SIZE) + 1;
         let (table, pba) = (read.u32(offset + 4)?, read.u32(offset + 8)?);
@@ -535,7 +547,7 @@ impl Overlay {
             pba: u64::from(pba & !MSIX_BAR_INDEX),
         };
         if place.table_bar >= BAR_COUNT || host.irq(IrqKind::Msix).count == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         let writable = (MSIX_ENABLE | MSIX_FUNCTION_MASK).to_le_bytes();
         let config = &mut self.config;
@@ -543,12 +555,17 @@ impl Overlay {
         config.add_registers(offset + 4, &table.to_le_bytes(), &[0; 4]);
         config.add_registers(offset + 8, &pba.to_le_bytes(), &[0; 4]);
         self.msix = Some(place);
-        Ok(true)
+        Ok(Some(MSIX_BYTES))
     }
 
     /// An endpoint becomes one that is integrated in the root complex: on the root bus there is nothing that a link
     /// could lead to. A legacy endpoint may not be there at all, so it is shown as a conventional function.
-    fn add_express(&mut self, read: &Hardware<'_>, offset: u16, room: u16) -> io::Result<bool> {
+    fn add_express(
+        &mut self,
+        read: &Hardware<'_>,
+        offset: u16,
+        room: u16,
+    ) -> io::Result<Option<u16>> {
         let capabilities = read.u16(offset + 2)?;
         let version = capabilities & EXPRESS_VERSION;
         let bytes = if version < 2 {
@@ -559,7 +576,7 @@ impl Overlay {
         let port = (capabilities & EXPRESS_TYPE) >> EXPRESS_TYPE_SHIFT;
         let endpoint = matches!(port, EXPRESS_ENDPOINT | EXPRESS_INTEGRATED_ENDPOINT);
         if !endpoint || version == 0 || room < bytes {
-            return Ok(false);
+            return Ok(None);
         }
         let shown = capabilities & !(EXPRESS_TYPE | EXPRESS_SLOT)
             | EXPRESS_INTEGRATED_ENDPOINT << EXPRESS_TYPE_SHIFT;
@@ -580,7 +597,7 @@ impl Overlay {
             self.config
                 .add_registers(offset + register, &value.to_le_bytes(), &[0; 4]);
         }
-        Ok(true)
+        Ok(Some(bytes))
     }
 
     fn add_extended_capabilities(&mut self, host: &dyn HostFunction) -> io::Result<()> {
@@ -616,7 +633,10 @@ impl Overlay {
 
     fn complain(&self, what: &str, offset: u16, error: &io::Error) {
         if self.failures.allow() {
-            log::warn!("cannot {what} the function's register {offset:#x}: {error}");
+            log::warn!(
+                "{}: cannot {what} configuration space at {offset:#x}: {error}",
+                self.name
+            );
         }
     }
 }
