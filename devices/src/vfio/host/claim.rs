@@ -4,7 +4,7 @@
 //! it stands for when it is dropped; what a killed process had is given back by [`recover`](super::recover::recover),
 //! which `take` runs before anything else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -66,6 +66,11 @@ pub enum ClaimError {
     /// The same function twice.
     #[error("{0} is given twice: a function goes to a guest once")]
     Twice(PciAddress),
+    /// A PF whole, and a VF of it.
+    #[error(
+        "{0} cannot go to a guest together with its virtual functions: they would vanish with its driver"
+    )]
+    WithItsVfs(PciAddress),
     /// No such PF, and the like.
     #[error(transparent)]
     Sriov(SriovError),
@@ -192,6 +197,7 @@ pub fn take(
         state,
         lock: &lock,
         check: Check::new(host, state.live_claims(host)?),
+        needed: BTreeMap::new(),
         made: Vec::new(),
     };
     taker.look(requests, guest_bytes)?;
@@ -202,19 +208,29 @@ pub fn take(
     taken
 }
 
+/// The VFs that requests need on one PF.
+#[derive(Debug, Clone, Copy, Default)]
+struct Needed {
+    count: u32,
+    /// The highest number that is asked for, plus 1.
+    numbers: u32,
+}
+
 /// The work of [`take`].
 struct Taker<'a> {
     host: &'a Arc<Host>,
     state: &'a StateFolder,
     lock: &'a Lock,
     check: Check<'a>,
+    /// How many VFs the requests need on each PF that has none.
+    needed: BTreeMap<PciAddress, Needed>,
     /// PFs that were changed.
     made: Vec<PciAddress>,
 }
 
 impl Taker<'_> {
     /// Everything that can be said before anything is changed.
-    fn look(&self, requests: &[Request], guest_bytes: u64) -> Result<(), ClaimError> {
+    fn look(&mut self, requests: &[Request], guest_bytes: u64) -> Result<(), ClaimError> {
         let mut refused: Vec<Refusal> = self.look_at_memory(guest_bytes);
         let wanted = addresses(requests);
         if let Some(twice) = wanted
@@ -225,7 +241,7 @@ impl Taker<'_> {
             return Err(ClaimError::Twice(*twice.1));
         }
         let mut chosen = wanted.clone();
-        for request in requests {
+        for (_, request) in numbered_first(requests) {
             match &request.target {
                 Target::Function { address, .. } => match PciFunction::read(self.host, *address) {
                     Some(function) => refused.extend(self.refusals(&function, request, &wanted)),
@@ -236,6 +252,9 @@ impl Taker<'_> {
                 },
                 Target::Vf { pf, vf, settings } => {
                     let (pf, sriov) = sriov::find_pf(self.host, pf)?;
+                    if wanted.contains(&pf.address) {
+                        return Err(ClaimError::WithItsVfs(pf.address));
+                    }
                     if sriov.vfs.is_empty() {
                         refused.extend(self.look_at_pf(&pf, &sriov, *vf)?);
                     } else {
@@ -282,7 +301,7 @@ impl Taker<'_> {
 
     /// What can be said of VFs that are still to be made.
     fn look_at_pf(
-        &self,
+        &mut self,
         pf: &PciFunction,
         sriov: &Sriov,
         vf: Option<u32>,
@@ -294,12 +313,15 @@ impl Taker<'_> {
             }
             .into());
         }
-        let wanted = vf.map_or(1, |vf| vf.saturating_add(1));
-        if wanted > u32::from(sriov.total_vfs) {
+        let needed = self.needed.entry(pf.address).or_default();
+        needed.count += 1;
+        needed.numbers = needed.numbers.max(vf.map_or(0, |vf| vf.saturating_add(1)));
+        let needed = needed.count.max(needed.numbers);
+        if needed > u32::from(sriov.total_vfs) {
             return Err(SriovError::TooMany {
                 pf: pf.address,
                 most: sriov.total_vfs,
-                wanted,
+                wanted: needed,
             }
             .into());
         }
@@ -371,13 +393,14 @@ impl Taker<'_> {
         bind::load_vfio_pci(self.host)?;
         let mut chosen: BTreeSet<PciAddress> = addresses(requests).into_iter().collect();
         let mut choices = Vec::new();
-        for request in requests {
+        for (index, request) in numbered_first(requests) {
             let choice = self.resolve(request, &chosen)?;
             chosen.insert(choice.function.address);
-            choices.push(choice);
+            choices.push((index, choice));
         }
+        choices.sort_by_key(|(index, _)| *index);
         let mut claims = Vec::new();
-        for choice in choices {
+        for (_, choice) in choices {
             let claim = self.record(&choice)?;
             let bound = self.bind(&claim, &choice);
             claims.push(claim);
@@ -433,7 +456,7 @@ impl Taker<'_> {
             }
             Target::Vf { pf, vf, settings } => {
                 let (pf, sriov) = sriov::find_pf(self.host, pf)?;
-                let sriov = self.prepare_pf(&pf, sriov, *vf)?;
+                let sriov = self.prepare_pf(&pf, sriov)?;
                 let taken: Vec<PciAddress> = chosen.iter().copied().collect();
                 let function = self.choose(&pf, &sriov, *vf, request, &taken)?;
                 let index = function.vf_index(self.host).unwrap_or(0);
@@ -447,12 +470,7 @@ impl Taker<'_> {
     }
 
     /// Takes the PF's interface up, and makes VFs if there are none.
-    fn prepare_pf(
-        &mut self,
-        pf: &PciFunction,
-        sriov: Sriov,
-        vf: Option<u32>,
-    ) -> Result<Sriov, ClaimError> {
+    fn prepare_pf(&mut self, pf: &PciFunction, sriov: Sriov) -> Result<Sriov, ClaimError> {
         let interface = bind::interface_of(self.host, pf.address);
         let down = interface.filter(|(name, _)| !recover::is_up(self.host, name));
         if down.is_none() && !sriov.vfs.is_empty() {
@@ -485,18 +503,17 @@ impl Taker<'_> {
         if !sriov.vfs.is_empty() {
             return Ok(sriov);
         }
-        self.make_vfs(pf, &sriov, vf, &mut change)
+        self.make_vfs(pf, &sriov, &mut change)
     }
 
     fn make_vfs(
         &self,
         pf: &PciFunction,
         sriov: &Sriov,
-        vf: Option<u32>,
         change: &mut PfChange,
     ) -> Result<Sriov, ClaimError> {
-        let least = vf.map_or(1, |vf| vf.saturating_add(1));
-        let least = u16::try_from(least).unwrap_or(u16::MAX);
+        let Needed { count, numbers } = self.needed.get(&pf.address).copied().unwrap_or_default();
+        let least = u16::try_from(count.max(numbers)).unwrap_or(u16::MAX);
         let count = sriov.total_vfs.min(USUAL_VFS).max(least);
         // What we make is for guests: the host's drivers need not see it.
         let autoprobe = format!("{}/sriov_drivers_autoprobe", folder(pf.address));
@@ -570,6 +587,13 @@ impl Taker<'_> {
         }
         bind::bind_to_vfio(self.host, claim.function)
     }
+}
+
+/// The requests with their places, those for any VF last: they take what the others leave.
+fn numbered_first(requests: &[Request]) -> Vec<(usize, &Request)> {
+    let mut all: Vec<(usize, &Request)> = requests.iter().enumerate().collect();
+    all.sort_by_key(|(_, request)| matches!(request.target, Target::Vf { vf: None, .. }));
+    all
 }
 
 /// The functions that are asked for by their address.

@@ -305,6 +305,38 @@ fn one_guest_can_have_two_vfs() {
 }
 
 #[test]
+fn numbers_are_taken_before_any_that_is_free() {
+    let fake = Fake::new();
+    let leases = claim(&fake, &[with_mac(), vf(Some(0), VfSettings::default())]).unwrap();
+    assert_eq!(
+        (leases[0].address(), leases[1].address()),
+        (address(VF1), address(VF0))
+    );
+    drop(leases);
+    fake.attribute(PF, "sriov_totalvfs", "2");
+    let three = [with_mac(), with_mac(), with_mac()];
+    let error = claim(&fake, &three).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "0000:01:00.0 has at most 2 virtual functions, not 3"
+    );
+    let both = claim(&fake, &[vf(Some(1), VfSettings::default()), with_mac()]).unwrap();
+    assert_eq!(both[0].address(), address(VF1));
+}
+
+#[test]
+fn a_pf_does_not_go_with_its_vfs() {
+    let fake = Fake::new();
+    fake.put("sys/class/net/eth0/flags", "0x1002");
+    let error = claim(&fake, &[with_mac(), whole(PF)]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "0000:01:00.0 cannot go to a guest together with its virtual functions: they would vanish with its driver"
+    );
+    assert_eq!(fake.inner().changes, [""; 0]);
+}
+
+#[test]
 fn the_last_run_removes_the_vfs() {
     let fake = Fake::new();
     let first = claim(&fake, &[with_mac()]).unwrap();
