@@ -1,7 +1,7 @@
 //! Networks that tripath makes itself: `--net user`, which needs no root, and `--net tap=auto`.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -38,6 +38,7 @@ pub fn tests() -> Vec<E2eTest> {
         test("net_user::both_ways", both_ways)
             .own_network()
             .limit(300),
+        test("net_user::udp_forwarded", udp_forwarded).own_network(),
         test("net_user::without_root", without_root).own_network(),
         test("net_user::passt_missing", passt_missing).own_network(),
         test("net_user::passt_fails", passt_fails).own_network(),
@@ -85,6 +86,26 @@ fn both_ways(ctx: &Ctx) -> Result<()> {
     let back = fetch(("127.0.0.1", PORT))?;
     ensure!(back == sum, "the guest sent {sum}, the host got {back}");
     vm.send("\n")?;
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+/// A datagram to the forwarded port reaches the guest, whose kernel counts it as one that nobody waits for.
+fn udp_forwarded(ctx: &Ctx) -> Result<()> {
+    tap::make_way_out()?;
+    let mut vm = user_net(ctx, &format!("user,hostfwd=udp:{PORT}-5353"))
+        .job(&format!(
+            "{DHCP}
+             unwanted() {{ awk '/^Udp:/ {{ count = $3 }} END {{ print count }}' /proc/net/snmp; }}
+             before=$(unwanted)
+             echo LISTENING
+             while [ $(unwanted) = $before ]; do usleep 50000; done
+             echo CAME"
+        ))
+        .spawn()?;
+    vm.wait_for("LISTENING", BOOT)?;
+    UdpSocket::bind(("127.0.0.1", 0))?.send_to(b"datagram", ("127.0.0.1", PORT))?;
+    vm.wait_for("CAME", BOOT)?;
     vm.wait_success(BOOT)?;
     Ok(())
 }

@@ -161,6 +161,12 @@ impl Channel {
         self.engine.started() && value & super::bus_master::START == 0 && self.running()
     }
 
+    /// Whether the engine has been started, towards memory, and no drive has anything for it yet.
+    pub fn engine_is_first(&self) -> bool {
+        let mut drives = self.drives.iter().flatten();
+        self.engine.ready(true) && !drives.any(|drive| drive.wants_engine())
+    }
+
     /// Whether a backend works for a drive.
     pub fn running(&self) -> bool {
         self.drives.iter().flatten().any(Drive::running)

@@ -235,6 +235,11 @@ impl Drive {
         self.state == State::Running(Want::Dma)
     }
 
+    /// Whether it waits for the engine, or moves data with it.
+    pub fn wants_engine(&self) -> bool {
+        self.transferring() || self.wanted() == Some(Want::Dma)
+    }
+
     /// Whether it knows DEVICE RESET, which a busy drive obeys too (8.10).
     pub fn accepts_reset(&self) -> bool {
         matches!(self.kind, Kind::Cdrom(_)) && self.state != State::Reset

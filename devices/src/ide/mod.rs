@@ -15,6 +15,9 @@
 //! thread takes part. What must wait for the medium, and all that is not a short read, goes to the backends and is
 //! waited for on the event loop.
 //!
+//! So the event loop has nothing to do with a READ DMA. Only when a driver starts the engine first, and writes the command
+//! then, would nobody look: from such a start on, the event loop watches the doorbell.
+//!
 //! A doorbell's signal is no part of the order of posted writes, so it takes effect after all those that are delivered
 //! with it. It matters only to who writes the task file for another command with not one access between it and a READ
 //! DMA, while the drive must be taken to be busy; no driver does that.
@@ -23,6 +26,7 @@
 //! until it has finished, and takes effect then: as if it had been made a little later. So nothing is lost or done
 //! twice, and no memory is touched afterwards.
 
+mod bells;
 mod bus_master;
 mod cdrom;
 mod channel;
@@ -54,7 +58,8 @@ use crate::pci::{
 };
 use crate::ratelimit::RateLimiter;
 use crate::sync::lock;
-use bus_master::{CHANNEL_BYTES, TO_MEMORY};
+use bells::{Bell, Bells};
+use bus_master::CHANNEL_BYTES;
 use channel::Channel;
 use drive::{BUFFER_BYTES, Drive, Kind};
 
@@ -81,11 +86,6 @@ const SIDETIM: u16 = 0x44;
 const DECODE: u16 = 1 << 15;
 /// The longest read that a vCPU thread makes itself.
 const SHORT_BYTES: u64 = 128 << 10;
-/// The values of an engine's command register that do not start it.
-const STOPS: [u8; 2] = [0, TO_MEMORY];
-/// READ DMA and READ DMA EXT: the drive waits for the engine.
-const DMA_READS: [u8; 2] = [0xc8, 0x25];
-
 /// What a drive is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdeDriveKind {
@@ -173,19 +173,15 @@ pub struct Ide {
     dma: DmaMem,
     /// Signalled on vCPU threads when a channel has work for the event loop.
     work: [EventFd; CHANNELS],
-    /// Signalled by the guest's write of each of [`STOPS`] to the engine's command register.
-    stops: [[Arc<EventFd>; STOPS.len()]; CHANNELS],
-    /// Signalled by the guest's write of each of [`DMA_READS`] to the Command register.
-    dma_reads: [[EventFd; DMA_READS.len()]; CHANNELS],
+    /// Rung by the guest.
+    bells: [Bells; CHANNELS],
+    /// The event loop is to watch for a [`Bell::DmaRead`].
+    watch_reads: [AtomicBool; CHANNELS],
     host_errors: RateLimiter,
 }
 
 fn event() -> io::Result<EventFd> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-}
-
-fn stops() -> io::Result<[Arc<EventFd>; STOPS.len()]> {
-    Ok([Arc::new(event()?), Arc::new(event()?)])
 }
 
 fn unit(drives: [Option<IdeDrive>; DRIVES]) -> io::Result<Unit> {
@@ -258,8 +254,8 @@ impl Ide {
             units: units.map(Mutex::new),
             lines,
             work: [event()?, event()?],
-            stops: [stops()?, stops()?],
-            dma_reads: [[event()?, event()?], [event()?, event()?]],
+            bells: [Bells::new()?, Bells::new()?],
+            watch_reads: Default::default(),
             host_errors: RateLimiter::default(),
         }))
     }
@@ -292,11 +288,11 @@ impl Ide {
     /// at which a byte is written, its value, and what that write is to signal. The order among these and other
     /// accesses is kept, however late the event is looked at: each access looks first.
     pub fn doorbells(&self, index: usize) -> impl Iterator<Item = (u64, u8, &EventFd)> {
-        let events = self.dma_reads[index % CHANNELS].iter();
-        DMA_READS
-            .into_iter()
-            .zip(events)
-            .map(|(command, event)| (u64::from(registers::STATUS), command, event))
+        let bells = self.bells[index % CHANNELS].iter();
+        bells.filter_map(|(bell, event)| match bell {
+            Bell::DmaRead(command) => Some((u64::from(registers::STATUS), command, &**event)),
+            Bell::Stop(_) => None,
+        })
     }
 
     /// The end of a run: what is under way finishes. Any thread.
@@ -409,15 +405,15 @@ impl Ide {
     /// The channel, with all that its doorbells told done to its registers.
     fn access(&self, channel: usize) -> MutexGuard<'_, Unit> {
         let mut unit = self.unit(channel);
-        // Nothing to read: not rung.
-        for (event, value) in self.stops[channel].iter().zip(STOPS) {
-            if event.read().is_ok() {
-                self.engine_write(channel, &mut unit, bus_master::COMMAND, value);
-            }
-        }
-        for (event, command) in self.dma_reads[channel].iter().zip(DMA_READS) {
-            if event.read().is_ok() && self.decodes(channel) {
-                unit.chip.write(registers::STATUS, command);
+        for bell in self.bells[channel].rung() {
+            match bell {
+                Bell::Stop(value) => {
+                    self.engine_write(channel, &mut unit, bus_master::COMMAND, value);
+                }
+                Bell::DmaRead(command) if self.decodes(channel) => {
+                    unit.chip.write(registers::STATUS, command);
+                }
+                Bell::DmaRead(_) => {}
             }
         }
         unit
@@ -430,6 +426,9 @@ impl Ide {
             self.lines[channel].set(unit.chip.sync());
         }
         unit.chip.engine.write(offset, value);
+        if unit.chip.engine_is_first() && !self.watch_reads[channel].swap(true, Ordering::AcqRel) {
+            let _ = self.work[channel].write(1);
+        }
     }
 }
 
@@ -509,18 +508,17 @@ impl PciDevice for Ide {
     fn port_doorbells(&self, _bar: u8) -> Vec<PortDoorbell> {
         let command = u64::from(bus_master::COMMAND);
         let bases = (0..).step_by(CHANNEL_BYTES.into());
+        let stop = |base, (bell, event): (_, &Arc<EventFd>)| match bell {
+            Bell::Stop(value) => Some(PortDoorbell {
+                offset: base + command,
+                value,
+                event: Arc::clone(event),
+            }),
+            Bell::DmaRead(_) => None,
+        };
         bases
-            .zip(&self.stops)
-            .flat_map(|(base, events)| {
-                events
-                    .iter()
-                    .zip(STOPS)
-                    .map(move |(event, value)| PortDoorbell {
-                        offset: base + command,
-                        value,
-                        event: Arc::clone(event),
-                    })
-            })
+            .zip(&self.bells)
+            .flat_map(|(base, bells)| bells.iter().filter_map(move |bell| stop(base, bell)))
             .collect()
     }
 

@@ -8,8 +8,9 @@ use devices::irq::Doorbell;
 use devices::pci::BarMapper;
 use devices::posted::{PostedZone, Space};
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
-    kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    KVM_CAP_HALT_POLL, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -33,6 +34,12 @@ pub struct IrqchipState {
     pit: kvm_pit_state2,
 }
 
+/// How long KVM may spin for a vCPU that has halted before it gives the host's CPU away, at most. It does so only while
+/// the guest's waits turn out to be shorter than this and nothing else wants the CPU, so that an idle guest costs nothing.
+/// A request to a device and its answer take longer than KVM's own bound of 0.2 ms where interrupts are slow, as in
+/// nested guests; to be woken takes longer still.
+const HALT_POLL_NS: u64 = 500_000;
+
 impl KvmVm {
     pub(super) fn new(system: &KvmSystem) -> Result<Self, KvmError> {
         let fd = Arc::new(system.0.create_vm().doing("create the VM")?);
@@ -47,6 +54,12 @@ impl KvmVm {
             ..Default::default()
         };
         fd.create_pit2(pit).doing("create the PIT")?;
+        // Kernels without the capability keep their own bound.
+        let _ = fd.enable_cap(&kvm_enable_cap {
+            cap: KVM_CAP_HALT_POLL,
+            args: [HALT_POLL_NS, 0, 0, 0],
+            ..Default::default()
+        });
         let interrupts = Interrupts::new(Arc::clone(&fd))?;
         let slots = Arc::new(Slots::new(Arc::clone(&fd)));
         Ok(Self {

@@ -117,8 +117,15 @@ fn a_command_that_rings_where_no_ports_are_decoded_is_lost() {
 #[test]
 fn a_command_that_rings_after_the_start_needs_no_other_access() {
     let rig = Rig::new();
+    let watched = || rig.ide.watch_reads[0].load(Ordering::Acquire);
     rig.prepare(0, &[(0x8000, END | 0x200)], true);
+    rig.ring_read(1, 0);
     rig.start(0, true);
+    assert_eq!(rig.served(0), READY);
+    assert!(!watched(), "the start looked at it");
+    rig.bm_out(0, 0, &[0]);
+    rig.start(0, true);
+    assert!(watched());
     rig.ring_read(1, 0);
     rig.turn();
     assert_eq!(rig.served(0), READY);
@@ -131,12 +138,12 @@ fn a_stop_that_rang_comes_before_the_next_start() {
     rig.ring_read(1, 0);
     rig.start(0, true);
     assert_eq!(rig.served(0), READY);
-    rig.ide.stops[0][1].write(1).unwrap();
+    rig.ide.bells[0].ring(Bell::Stop(TO_MEMORY));
     let mut command = [0];
     rig.ide.bar_read(BAR, 0, &mut command).unwrap();
     assert_eq!(command, [TO_MEMORY]);
     rig.ring_read(1, 0);
-    rig.ide.stops[0][1].write(1).unwrap();
+    rig.ide.bells[0].ring(Bell::Stop(TO_MEMORY));
     rig.start(0, true);
     assert_eq!(rig.served(0), READY);
 }
@@ -297,7 +304,7 @@ fn a_stop_before_the_event_loop_has_begun_waits_too() {
     assert_eq!(rig.served(0), READY);
     // One that rings takes effect with the next access.
     let rig = ended_by(|rig| {
-        rig.ide.stops[0][0].write(1).unwrap();
+        rig.ide.bells[0].ring(Bell::Stop(0));
         assert_eq!(rig.bm_status(0), 0x64);
     });
     assert_eq!(rig.served(0), READY);

@@ -93,9 +93,8 @@ fn random_accesses() {
             10 => drop(rig.ide.bar_read(BAR, random.below(16), &mut data)),
             11 => rig.bm_out(channel as u64, 4, &(value[0] as u32 * 0x4004).to_le_bytes()),
             12 => {
-                let (stops, reads) = (&rig.ide.stops[channel], &rig.ide.dma_reads[channel]);
-                let events = [&stops[0], &stops[1], &reads[0], &reads[1]];
-                events[value[0] as usize & 3].write(1).unwrap();
+                let bell = rig.ide.bells[channel].iter().nth(value[0] as usize & 3);
+                rig.ide.bells[channel].ring(bell.unwrap().0);
             }
             13 => drop(rig.ram.write(u64::from(value[1]) * 0x4004, &value)),
             14 if round % 64 == 0 => {

@@ -8,7 +8,7 @@ mod on_bus;
 
 use std::sync::Arc;
 
-use super::bus_master::START;
+use super::bus_master::{START, TO_MEMORY};
 use super::*;
 use crate::block::{MemoryControl, MemoryDisk};
 use crate::pci::config::{COMMAND, COMMAND_BUS_MASTER};
@@ -206,7 +206,7 @@ impl Rig {
     /// A 28-bit READ DMA of drive 0 on the primary channel, told by its doorbell.
     fn ring_read(&self, count: u8, lba: u32) {
         self.task(0, 0, count, lba);
-        self.ide.dma_reads[0][0].write(1).unwrap();
+        self.ide.bells[0].ring(Bell::DmaRead(0xc8));
     }
 
     fn memory(&self, addr: u64, len: usize) -> Vec<u8> {

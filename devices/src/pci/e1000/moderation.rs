@@ -7,7 +7,9 @@
 //! Two liberties. The transmit delays are written for a wire on which frames follow one another within a microsecond.
 //! Here they follow at the pace of exits, and a delay shorter than the time from one frame to the next would report each
 //! frame by an interrupt of its own, whatever the driver meant. So the delay is stretched to twice that time, within
-//! bounds of time and of frames; a driver that wants no delay does not set IDE.
+//! bounds of time and of frames; a driver that wants no delay does not set IDE. Where each frame is answered by another
+//! before that, the reports go with the interrupts for the answers, and the timer, which would wake the event loop for
+//! nothing once for each, is set to a longer time until it has to tell of a frame itself.
 //!
 //! And when an interrupt is up and the driver reads ICR, causes that a delay timer still holds back are told
 //! with it. Their descriptors were written back already, the driver looks at them now in any case, and a second
@@ -20,6 +22,10 @@ const DELAY_UNIT_NS: u64 = 1_024;
 /// The transmit delays are stretched to at most so much, in nanoseconds: from the last frame, and from the first.
 const LONGEST_PACKET_NS: u64 = 2_000_000;
 const LONGEST_ABSOLUTE_NS: u64 = 4_000_000;
+/// After so many reports in a row that went with another interrupt, and until one does not, a report may wait so much
+/// for the next, in nanoseconds.
+const ANSWERS_TO_TRUST: u8 = 8;
+const TRUSTING_NS: u64 = 8_000_000;
 /// So many frames' reports are held back at most.
 const MOST_HELD_BACK: u32 = 16;
 /// What ITR counts in, in nanoseconds.
@@ -85,6 +91,8 @@ pub struct Interrupts {
     pace_ns: u64,
     /// Frames whose report the transmit timer holds back.
     held_back: u32,
+    /// Reports in a row that went with another interrupt; counted to [`ANSWERS_TO_TRUST`].
+    answers: u8,
     asserted: bool,
     /// ITR keeps the wire low until then.
     quiet_until_ns: u64,
@@ -105,6 +113,9 @@ impl Interrupts {
         self.held_back = self.held_back.saturating_add(frames);
         if !delayed || self.tidv == 0 || self.held_back >= MOST_HELD_BACK.min(ring / 4) {
             return self.report_transmitted();
+        }
+        if self.answers == ANSWERS_TO_TRUST {
+            return self.tx.start(now_ns, TRUSTING_NS, TRUSTING_NS);
         }
         let packet_ns = (2 * self.pace_ns).min(LONGEST_PACKET_NS);
         let absolute_ns = match self.tadv {
@@ -145,6 +156,7 @@ impl Interrupts {
     pub fn take_icr(&mut self) -> u32 {
         if self.icr & self.ims != 0 {
             if self.tx.deadline_ns().is_some() {
+                self.answers = ANSWERS_TO_TRUST.min(self.answers + 1);
                 self.report_transmitted();
             }
             self.flush_received();
@@ -201,6 +213,7 @@ impl Interrupts {
     /// Follows the timers and recomputes the wire: its level.
     pub fn sync(&mut self, now_ns: u64) -> bool {
         if self.tx.expired(now_ns) {
+            self.answers = 0;
             self.report_transmitted();
         }
         if self.rx.expired(now_ns) {

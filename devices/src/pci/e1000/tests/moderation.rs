@@ -139,3 +139,34 @@ fn an_interrupt_takes_along_what_is_held_back() {
     assert_eq!(interrupts.take_icr(), ICR_RXT0 | ICR_TXDW);
     assert_eq!(interrupts.deadline_ns(), None);
 }
+
+#[test]
+fn a_report_that_has_gone_with_answers_waits_longer_for_the_next() {
+    const PERIOD_NS: u64 = 1_000_000;
+    let mut interrupts = all_on();
+    interrupts.tidv = 8;
+    let mut now_ns = 0;
+    let mut held_ns = |interrupts: &mut Interrupts, answered: bool| {
+        now_ns += PERIOD_NS;
+        interrupts.transmitted(now_ns, 1, true, 256);
+        let due_ns = interrupts.deadline_ns().unwrap();
+        let sent_ns = now_ns;
+        if answered {
+            now_ns += 1;
+            interrupts.received(now_ns);
+        } else {
+            now_ns = due_ns;
+        }
+        assert!(interrupts.sync(now_ns));
+        assert_ne!(interrupts.take_icr() & ICR_TXDW, 0);
+        assert!(!interrupts.sync(now_ns));
+        due_ns - sent_ns
+    };
+    for _ in 0..8 {
+        assert!(held_ns(&mut interrupts, true) <= 2_000_000);
+    }
+    assert_eq!(held_ns(&mut interrupts, true), 8_000_000);
+    // The answer does not come: the report is late once.
+    assert_eq!(held_ns(&mut interrupts, false), 8_000_000);
+    assert!(held_ns(&mut interrupts, true) <= 2_000_000);
+}
