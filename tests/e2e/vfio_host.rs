@@ -1,12 +1,14 @@
 //! `tripath vfio`, and taking functions from the host and giving them back: on real functions, in the L1 that has them.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::Deref;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,13 +22,62 @@ use vmm_core::machine::claims::requests;
 
 use crate::harness::{Ctx, E2eTest, sys, test};
 
-const IGB: &str = "0000:01:00.0";
-const NVME: &str = "0000:02:00.0";
-const PAIR: [&str; 2] = ["0000:05:00.0", "0000:05:00.1"];
+static IGB: Place = Place(LazyLock::new(|| find("0x10c9", "")));
+static NVME: Place = Place(LazyLock::new(|| find("0x0010", "")));
+/// The functions of one device.
+static PAIR: [Place; 2] = [
+    Place(LazyLock::new(|| find("0x10d3", ".1").replace(".1", ".0"))),
+    Place(LazyLock::new(|| find("0x10d3", ".1"))),
+];
+/// Behind a bridge to conventional PCI.
+static BRIDGED: Place = Place(LazyLock::new(|| find("0x100e", "")));
 const MAC: &str = "52:54:00:00:03:01";
 /// The RAM that claims are made for.
 const GUEST_BYTES: u64 = 64 << 20;
 const USER: u32 = 1000;
+
+/// The address of a function of L1's, found by what it is: it changes with what else there is.
+struct Place(LazyLock<String>);
+
+impl Deref for Place {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Place {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+/// The first function with that device ID whose address ends so.
+fn find(device: &str, end: &str) -> String {
+    let entries = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten();
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter(|entry| {
+            let id = fs::read_to_string(entry.path().join("device"));
+            id.is_ok_and(|id| id.trim() == device)
+        })
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(end))
+        .collect();
+    names.sort_unstable();
+    // The test fails with that.
+    names
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| format!("no {device}"))
+}
 
 pub fn tests() -> Vec<E2eTest> {
     let mut tests: Vec<E2eTest> = [
@@ -61,7 +112,7 @@ fn list_and_show(ctx: &Ctx) -> Result<()> {
             .cloned()
             .context("not listed")
     };
-    let igb = row(IGB)?;
+    let igb = row(&IGB)?;
     ensure!(
         igb["assignable"] == true && igb["driver"] == "igb" && igb["sriov"]["vfs"] == 0,
         "{igb}"
@@ -70,7 +121,7 @@ fn list_and_show(ctx: &Ctx) -> Result<()> {
         igb["name"] == "Intel Corporation 82576 Gigabit Network Connection",
         "{igb}"
     );
-    let pair = row(PAIR[0])?;
+    let pair = row(&PAIR[0])?;
     ensure!(
         pair["assignable"] == false && pair["reasons"][0]["code"] == "member-on-host-driver",
         "{pair}"
@@ -78,23 +129,22 @@ fn list_and_show(ctx: &Ctx) -> Result<()> {
     let table = tripath(ctx, &["list"])?;
     let line = table
         .lines()
-        .find(|line| line.contains(PAIR[0]))
+        .find(|line| line.contains(&*PAIR[0]))
         .context("not in the table")?;
     ensure!(
-        line.contains(&format!("no: {} is on e1000e", PAIR[1])),
+        line.contains(&format!("no: {} is on e1000e", &PAIR[1])),
         "{line}"
     );
 
-    let bridged = member_behind("0x100e")?;
     let no_acs = function_below("0000:00:1e.0")?;
     for (function, why) in [
-        (IGB, "the function is alone in its group"),
+        (&*IGB, "the function is alone in its group"),
         (
-            PAIR[0],
+            &*PAIR[0],
             "one of several functions without ACS: they are in one group",
         ),
         (
-            &bridged,
+            &*BRIDGED,
             "conventional PCI has no requester IDs: what is behind it is in one group",
         ),
         (
@@ -105,9 +155,9 @@ fn list_and_show(ctx: &Ctx) -> Result<()> {
         let shown = tripath(ctx, &["show", function])?;
         ensure!(shown.contains(why), "{function}: {shown}");
     }
-    let shown = tripath(ctx, &["show", &bridged])?;
+    let shown = tripath(ctx, &["show", &BRIDGED])?;
     ensure!(shown.contains("a bridge, tolerated"), "{shown}");
-    let shown: Value = serde_json::from_str(&tripath(ctx, &["show", IGB, "--json"])?)?;
+    let shown: Value = serde_json::from_str(&tripath(ctx, &["show", &IGB, "--json"])?)?;
     ensure!(
         shown["interrupts"]["msix"]["count"] == 10 && shown["function_level_reset"] == true,
         "{shown}"
@@ -118,13 +168,13 @@ fn list_and_show(ctx: &Ctx) -> Result<()> {
 
 fn sriov(ctx: &Ctx) -> Result<()> {
     let _drivers = Drivers::load(&["igb", "igbvf"])?;
-    let interface = interface_of(IGB)?;
+    let interface = interface_of(&IGB)?;
     let made = tripath(ctx, &["sriov", &interface, "--vfs", "2"])?;
     ensure!(
         made.starts_with(&format!("{IGB} ({interface}): 2 of 7 virtual functions")),
         "{made}"
     );
-    let listed: Value = serde_json::from_str(&tripath(ctx, &["sriov", IGB, "--json"])?)?;
+    let listed: Value = serde_json::from_str(&tripath(ctx, &["sriov", &IGB, "--json"])?)?;
     let vf = listed["vfs"][0]["address"]
         .as_str()
         .context("no VF")?
@@ -151,12 +201,12 @@ fn sriov(ctx: &Ctx) -> Result<()> {
     )?;
     mistake(
         ctx,
-        &["sriov", IGB, "--vfs", "9"],
+        &["sriov", &IGB, "--vfs", "9"],
         &format!("{IGB} has at most 7 virtual functions, not 9"),
     )?;
-    tripath(ctx, &["sriov", IGB, "--vfs", "0"])?;
+    tripath(ctx, &["sriov", &IGB, "--vfs", "0"])?;
     ensure!(
-        !Path::new(&sysfs(IGB)).join("virtfn0").exists(),
+        !Path::new(&sysfs(&IGB)).join("virtfn0").exists(),
         "the VFs are still there"
     );
     Ok(())
@@ -166,16 +216,16 @@ fn sriov(ctx: &Ctx) -> Result<()> {
 fn refusals(_ctx: &Ctx) -> Result<()> {
     let _drivers = Drivers::load(&["e1000e"])?;
     let name = "Intel Corporation 82574L Gigabit Network Connection";
-    let group = group_of(PAIR[0])?;
+    let group = group_of(&PAIR[0])?;
     refused(
-        &format!("host={}", PAIR[0]),
+        &format!("host={}", &PAIR[0]),
         &format!(
             "{} ({name}, driver e1000e) cannot be assigned: {} ({name}) is in the same IOMMU group {group} and on the host's driver \
              e1000e; to change that: echo {1} > /sys/kernel/iommu_groups/{group}/devices/{1}/driver/unbind",
-            PAIR[0], PAIR[1]
+            &PAIR[0], PAIR[1]
         ),
     )?;
-    let both = claim(&[&format!("host={}", PAIR[0]), &format!("host={}", PAIR[1])])?;
+    let both = claim(&[&format!("host={}", &PAIR[0]), &format!("host={}", &PAIR[1])])?;
     ensure!(
         PAIR.iter()
             .all(|function| driver(function).as_deref() == Some("vfio-pci"))
@@ -191,17 +241,17 @@ fn refusals(_ctx: &Ctx) -> Result<()> {
             "/sys/kernel/iommu_groups/{group}/devices/{}/driver/unbind",
             PAIR[1]
         ),
-        PAIR[1],
+        &PAIR[1],
     )?;
-    let lease = claim(&[&format!("host={}", PAIR[0])])?;
+    let lease = claim(&[&format!("host={}", &PAIR[0])])?;
     drop(lease);
-    ensure!(driver(PAIR[1]).is_none());
-    fs::write("/sys/bus/pci/drivers_probe", PAIR[1])?;
+    ensure!(driver(&PAIR[1]).is_none());
+    fs::write("/sys/bus/pci/drivers_probe", &PAIR[1])?;
 
-    let interface = interface_of(PAIR[0])?;
-    fs::write(sysfs(PAIR[1]).join("driver/unbind"), PAIR[1])?;
+    let interface = interface_of(&PAIR[0])?;
+    fs::write(sysfs(&PAIR[1]).join("driver/unbind"), &PAIR[1])?;
     run("ip", &["link", "set", &interface, "up"])?;
-    let told = claim(&[&format!("host={}", PAIR[0])])
+    let told = claim(&[&format!("host={}", &PAIR[0])])
         .err()
         .context("taken while it is up")?
         .to_string();
@@ -209,7 +259,7 @@ fn refusals(_ctx: &Ctx) -> Result<()> {
         told.contains(&format!("its network interface {interface} ")) && told.contains("force=on"),
         "{told}"
     );
-    drop(claim(&[&format!("host={},force=on", PAIR[0])])?);
+    drop(claim(&[&format!("host={},force=on", &PAIR[0])])?);
     refused(
         "host=0000:7f:00.0",
         "there is no PCI function 0000:7f:00.0; to change that: tripath vfio list",
@@ -272,7 +322,7 @@ fn disk_in_use(_ctx: &Ctx) -> Result<()> {
 /// There are no VFs at first, and none afterwards.
 fn two_runs(ctx: &Ctx) -> Result<()> {
     let _drivers = Drivers::load(&["igb", "igbvf"])?;
-    let interface = interface_of(IGB)?;
+    let interface = interface_of(&IGB)?;
     let wanted = format!("pf={interface},vf=auto,mac={MAC},vlan=7,trust=on");
     let first = claim(&[&wanted])?;
     let second = Holder::start(&[&format!("pf={IGB},vf=auto")])?;
@@ -298,7 +348,7 @@ fn two_runs(ctx: &Ctx) -> Result<()> {
     let own = std::process::id();
     mistake(
         ctx,
-        &["sriov", IGB, "--vfs", "0"],
+        &["sriov", &IGB, "--vfs", "0"],
         &format!(
             "the virtual functions of {IGB} cannot be changed while {0} is in use: {0} is used by another tripath run, process {own}; \
              to change that: kill {own}",
@@ -307,12 +357,12 @@ fn two_runs(ctx: &Ctx) -> Result<()> {
     )?;
     drop(first);
     ensure!(
-        sysfs(IGB).join("virtfn0").exists(),
+        sysfs(&IGB).join("virtfn0").exists(),
         "the VFs of a run that lives are gone"
     );
     second.end()?;
     ensure!(
-        !sysfs(IGB).join("virtfn0").exists(),
+        !sysfs(&IGB).join("virtfn0").exists(),
         "the VFs are still there"
     );
     nothing_is_left()
@@ -320,16 +370,16 @@ fn two_runs(ctx: &Ctx) -> Result<()> {
 
 fn vf_that_was_there(ctx: &Ctx) -> Result<()> {
     let _drivers = Drivers::load(&["igb", "igbvf"])?;
-    let interface = interface_of(IGB)?;
+    let interface = interface_of(&IGB)?;
     run("ip", &["link", "set", &interface, "up"])?;
     wait_until("link", || {
         fs::read_to_string(format!("/sys/class/net/{interface}/carrier"))
             .is_ok_and(|up| up.trim() == "1")
     })?;
     let result = (|| {
-        tripath(ctx, &["sriov", IGB, "--vfs", "2"])?;
+        tripath(ctx, &["sriov", &IGB, "--vfs", "2"])?;
         let settings = || -> Result<Value> {
-            let listed: Value = serde_json::from_str(&tripath(ctx, &["sriov", IGB, "--json"])?)?;
+            let listed: Value = serde_json::from_str(&tripath(ctx, &["sriov", &IGB, "--json"])?)?;
             Ok(listed["vfs"][1].clone())
         };
         let before = settings()?;
@@ -342,7 +392,7 @@ fn vf_that_was_there(ctx: &Ctx) -> Result<()> {
         drop(leases);
         ensure!(settings()? == before, "{} was {before}", settings()?);
         ensure!(before["driver"] == "igbvf", "{before}");
-        tripath(ctx, &["sriov", IGB, "--vfs", "0"])
+        tripath(ctx, &["sriov", &IGB, "--vfs", "0"])
     })();
     run("ip", &["link", "set", &interface, "down"])?;
     result.map(drop)
@@ -358,18 +408,18 @@ fn killed(ctx: &Ctx) -> Result<()> {
     let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
     let is_back = || -> Result<()> {
         ensure!(
-            driver(NVME).as_deref() == Some("nvme"),
+            driver(&NVME).as_deref() == Some("nvme"),
             "{:?}",
-            driver(NVME)
+            driver(&NVME)
         );
         ensure!(
-            !sysfs(IGB).join("virtfn0").exists(),
+            !sysfs(&IGB).join("virtfn0").exists(),
             "the VFs are still there"
         );
         nothing_is_left()
     };
     let holder = Holder::start(&wanted)?;
-    ensure!(driver(NVME).as_deref() == Some("vfio-pci") && sysfs(IGB).join("virtfn0").exists());
+    ensure!(driver(&NVME).as_deref() == Some("vfio-pci") && sysfs(&IGB).join("virtfn0").exists());
     let told = tripath(ctx, &["recover"])?;
     ensure!(
         told == format!("in use, and left alone: {}, {NVME}\n", holder.functions[1]),
@@ -389,8 +439,8 @@ fn killed(ctx: &Ctx) -> Result<()> {
 
     Holder::start(&wanted)?.kill()?;
     drop(claim(&[
-        &format!("host={}", PAIR[0]),
-        &format!("host={}", PAIR[1]),
+        &format!("host={}", &PAIR[0]),
+        &format!("host={}", &PAIR[1]),
     ])?);
     is_back()
 }
@@ -455,8 +505,8 @@ fn without_root(ctx: &Ctx) -> Result<()> {
     let told = as_user(65536 << 10)?;
     ensure!(told == format!("HAVE {NVME}"), "{told}");
     drop(leases);
-    fs::write(sysfs(NVME).join("driver_override"), "\n")?;
-    fs::write(sysfs(NVME).join("driver/unbind"), NVME)?;
+    fs::write(sysfs(&NVME).join("driver_override"), "\n")?;
+    fs::write(sysfs(&NVME).join("driver/unbind"), &NVME)?;
     Ok(())
 }
 
@@ -627,7 +677,7 @@ impl Drivers {
         }
         let drivers = Self(names.to_vec());
         // A driver that was loaded before does not look again by itself.
-        for function in [IGB, NVME, PAIR[0], PAIR[1]]
+        for function in [&IGB, &NVME, &PAIR[0], &PAIR[1]]
             .iter()
             .filter(|function| driver(function).is_none())
         {
@@ -639,7 +689,7 @@ impl Drivers {
 
 impl Drop for Drivers {
     fn drop(&mut self) {
-        let _ = fs::write(sysfs(IGB).join("sriov_numvfs"), "0");
+        let _ = fs::write(sysfs(&IGB).join("sriov_numvfs"), "0");
         for name in self.0.iter().rev() {
             if let Err(error) = run("rmmod", &[name]) {
                 println!("{error:#}");
@@ -686,21 +736,6 @@ fn interface_of(address: &str) -> Result<String> {
         found.is_some()
     })?;
     found.context("no interface")
-}
-
-/// The first function with that device ID.
-fn member_behind(device: &str) -> Result<String> {
-    for entry in fs::read_dir("/sys/bus/pci/devices")? {
-        let path = entry?.path();
-        if fs::read_to_string(path.join("device"))?.trim() == device {
-            return Ok(path
-                .file_name()
-                .context("no name")?
-                .to_string_lossy()
-                .into_owned());
-        }
-    }
-    bail!("no function with device ID {device}")
 }
 
 fn function_below(port: &str) -> Result<String> {
