@@ -342,6 +342,7 @@ fn behind_one_bridge(ctx: &Ctx) -> Result<()> {
     let exit = guest(ctx, &[&first]).spawn()?.wait_exit(BOOT)?;
     exit.expect_code(2)?;
     ensure!(exit.says("cannot be reset"), "{:?}", exit.messages());
+    ensure!(exit.messages().len() == 1, "{:?}", exit.messages());
     let second = Bound::new(BRIDGED[1])?;
     let mut vm = guest(ctx, &[&first, &second])
         .module("e1000")
@@ -360,7 +361,8 @@ fn behind_one_bridge(ctx: &Ctx) -> Result<()> {
         vm.wait_for(&format!("ANSWERED {nic}"), BOOT)?;
         expect_interrupts(&vm.value("IRQS", BOOT)?, "IO-APIC")?;
     }
-    vm.wait_success(BOOT)?;
+    let exit = vm.wait_success(BOOT)?;
+    ensure!(exit.messages().is_empty(), "{:?}", exit.messages());
     Ok(())
 }
 
@@ -423,7 +425,11 @@ fn wanted_back(ctx: &Ctx) -> Result<()> {
     let exit = vm.wait_exit(BOOT)?;
     exit.expect_code(1)?;
     let message = "the host wants device 0000:03:00.0 back: the guest was stopped";
-    ensure!(exit.says(message), "{:?}", exit.messages());
+    ensure!(
+        exit.says(message) && exit.messages().len() == 1,
+        "{:?}",
+        exit.messages()
+    );
     unbinding
         .join()
         .map_err(|_| anyhow::anyhow!("unbinding panicked"))??;
