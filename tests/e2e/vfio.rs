@@ -338,6 +338,7 @@ fn behind_one_bridge(ctx: &Ctx) -> Result<()> {
     let exit = guest(ctx, &BRIDGED[..1]).spawn()?.wait_exit(BOOT)?;
     exit.expect_code(2)?;
     ensure!(exit.says("cannot be reset"), "{:?}", exit.messages());
+    ensure!(exit.messages().len() == 1, "{:?}", exit.messages());
     let mut vm = guest(ctx, &BRIDGED)
         .module("e1000")
         .job(&format!(
@@ -355,7 +356,8 @@ fn behind_one_bridge(ctx: &Ctx) -> Result<()> {
         vm.wait_for(&format!("ANSWERED {nic}"), BOOT)?;
         expect_interrupts(&vm.value("IRQS", BOOT)?, "IO-APIC")?;
     }
-    vm.wait_success(BOOT)?;
+    let exit = vm.wait_success(BOOT)?;
+    ensure!(exit.messages().is_empty(), "{:?}", exit.messages());
     Ok(())
 }
 
@@ -417,7 +419,11 @@ fn wanted_back(ctx: &Ctx) -> Result<()> {
     let exit = vm.wait_exit(BOOT)?;
     exit.expect_code(1)?;
     let message = "the host wants device 0000:03:00.0 back: the guest was stopped";
-    ensure!(exit.says(message), "{:?}", exit.messages());
+    ensure!(
+        exit.says(message) && exit.messages().len() == 1,
+        "{:?}",
+        exit.messages()
+    );
     unbinding
         .join()
         .map_err(|_| anyhow::anyhow!("unbinding panicked"))??;

@@ -7,6 +7,7 @@ use thiserror::Error;
 use vfio_ioctls::{VfioError, VfioOps};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::host::HostFunction;
 use crate::dma::GuestRam;
 
 /// The host does not map guest RAM for DMA.
@@ -49,19 +50,27 @@ pub struct GuestDma {
     /// `(address, length)` of what is mapped.
     mapped: Vec<(u64, usize)>,
     ram: Arc<GuestRam>,
+    /// The address space is there as long as they are.
+    _functions: Vec<Arc<dyn HostFunction>>,
 }
 
 impl GuestDma {
-    /// Lets the functions behind `ops`, of which there is at least one, reach `ram`.
+    /// Lets `functions`, of which there is at least one, and which were opened with `ops`, reach `ram`. They stay open
+    /// until it is unmapped.
     ///
     /// # Errors
     /// [`GuestDmaError`].
     #[allow(unsafe_code)]
-    pub fn map(ops: Arc<dyn VfioOps>, ram: Arc<GuestRam>) -> Result<Self, GuestDmaError> {
+    pub fn map(
+        ops: Arc<dyn VfioOps>,
+        ram: Arc<GuestRam>,
+        functions: Vec<Arc<dyn HostFunction>>,
+    ) -> Result<Self, GuestDmaError> {
         let mut dma = Self {
             ops,
             mapped: Vec::new(),
             ram,
+            _functions: functions,
         };
         for region in dma.ram.iter() {
             let start = region.start_addr().raw_value();
@@ -131,7 +140,7 @@ mod tests {
         let ops = Arc::new(FakeOps::default());
         let ram = test_ram(0x20_0000);
         let host = ram.iter().next().unwrap().as_ptr() as usize;
-        let dma = GuestDma::map(ops.clone(), ram).unwrap();
+        let dma = GuestDma::map(ops.clone(), ram, Vec::new()).unwrap();
         assert_eq!(*lock(&ops.mapped), [(0, 0x20_0000, host)]);
         drop(dma);
         assert!(lock(&ops.mapped).is_empty());
@@ -144,7 +153,7 @@ mod tests {
                 errno: Some(errno),
                 ..FakeOps::default()
             });
-            GuestDma::map(ops, test_ram(0x20_0000))
+            GuestDma::map(ops, test_ram(0x20_0000), Vec::new())
                 .err()
                 .unwrap()
                 .to_string()

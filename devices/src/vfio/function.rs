@@ -219,8 +219,13 @@ impl VfioFunction {
         let mut overlay = lock(&self.overlay);
         self.interrupts.reset();
         overlay.reset(&*self.host);
-        if let Err(error) = self.host.reset() {
-            log::error!("{}: cannot be reset: {error}", self.name);
+        match self.host.reset() {
+            Ok(()) => {}
+            // It is being taken from us, and is reset by the host when we let go.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                log::debug!("{}: left for the host to reset", self.name);
+            }
+            Err(error) => log::error!("{}: cannot be reset: {error}", self.name),
         }
     }
 

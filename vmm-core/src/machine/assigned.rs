@@ -112,11 +112,8 @@ fn bars_bytes(resource: &str) -> u64 {
 }
 
 /// The functions, open, with guest RAM mapped for their DMA.
-///
-/// The order of the fields is that of the drop: RAM is unmapped once the functions' users have stopped them, and while
-/// their container is there.
 pub struct Assigned {
-    /// Until the functions have been reset for the last time.
+    /// To be kept until the functions have been reset for the last time.
     pub dma: Option<GuestDma>,
     /// In the order of the configuration.
     pub functions: Vec<(PciAddress, Arc<dyn HostFunction>, VfioOptions)>,
@@ -146,9 +143,13 @@ pub fn open(
             let host: Arc<dyn HostFunction> = Arc::new(host);
             Ok((one.address, host, one.options.clone()))
         })
-        .collect::<Result<_, MachineError>>()?;
+        .collect::<Result<Vec<_>, MachineError>>()?;
+    let open = functions
+        .iter()
+        .map(|(_, host, _)| Arc::clone(host))
+        .collect();
     // A container has an address space once it has a function.
-    let dma = GuestDma::map(sharing.ops(), Arc::clone(ram))?;
+    let dma = GuestDma::map(sharing.ops(), Arc::clone(ram), open)?;
     Ok(Assigned {
         dma: Some(dma),
         functions,
