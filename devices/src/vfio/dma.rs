@@ -7,7 +7,7 @@ use thiserror::Error;
 use vfio_ioctls::{VfioError, VfioOps};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::host::HostFunction;
+use super::host_function::HostFunction;
 use crate::dma::GuestRam;
 
 /// The host does not map guest RAM for DMA.
