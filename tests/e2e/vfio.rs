@@ -19,6 +19,8 @@ const IGB: &str = "0000:01:00.0";
 const NVME: &str = "0000:02:00.0";
 const E1000E: &str = "0000:03:00.0";
 const AHCI: &str = "0000:04:00.0";
+/// Two e1000 on one conventional bus. Neither can be reset without the other.
+const BRIDGED: [&str; 2] = ["0000:07:01.0", "0000:07:02.0"];
 
 /// QEMU's user-mode network, behind the e1000e.
 const GATEWAY: &str = "10.0.2.2";
@@ -41,6 +43,9 @@ pub fn tests() -> Vec<E2eTest> {
         test("vfio::two_guests_two_vfs", two_guests).limit(240),
         test("vfio::nvme_vf_and_virtio_disk", together).limit(240),
         test("vfio::dma_outside_ram_is_stopped", dma_containment),
+        test("vfio::behind_one_bridge", behind_one_bridge).limit(240),
+        test("vfio::a_bar_moves", bar_moves),
+        test("vfio::anything_in_configuration_space", anything),
         test("vfio::the_host_wants_it_back", wanted_back),
         test("vfio::not_bound", not_bound),
     ];
@@ -296,12 +301,8 @@ fn dma_containment(ctx: &Ctx) -> Result<()> {
     let mut vm = guest(ctx, &[&device])
         .module("button")
         .job(&format!(
-            "for found in /sys/bus/pci/devices/*; do
-               [ $(cat $found/class) = 0x010802 ] && function=$found
-             done
-             echo 1 >$function/enable
+            "{DRIVE_BY_HAND}
              printf '\\006\\000' | dd of=$function/config bs=1 seek=4 conv=notrunc 2>/dev/null
-             bar=$(head -n 1 $function/resource | cut -d ' ' -f 1)
              poke() {{ devmem $(($bar + $1)) 32 $2; }}
              poke 0x14 0
              poke 0x24 0x00010001
@@ -329,6 +330,82 @@ fn dma_containment(ctx: &Ctx) -> Result<()> {
     ensure!(fault.contains("DMA Write"), "not a write: {fault}");
     ensure!(fault.contains(&NVME[5..]), "another device: {fault}");
     // The drive is as good as before.
+    drop(device);
+    sha256_of_drive(1)?;
+    Ok(())
+}
+
+/// Both are ours, so their bus is reset; they have INTx and nothing else.
+fn behind_one_bridge(ctx: &Ctx) -> Result<()> {
+    let first = Bound::new(BRIDGED[0])?;
+    // The other one is nobody's: a reset would be behind the host's back.
+    let exit = guest(ctx, &[&first]).spawn()?.wait_exit(BOOT)?;
+    exit.expect_code(2)?;
+    ensure!(exit.says("cannot be reset"), "{:?}", exit.messages());
+    let second = Bound::new(BRIDGED[1])?;
+    let mut vm = guest(ctx, &[&first, &second])
+        .module("e1000")
+        .job(&format!(
+            "{NIC_JOB}
+             for nic in eth0 eth1; do
+               start_nic $nic 10.0.2.15/24
+               ping -c 3 -w 30 {GATEWAY} >/dev/null && echo ANSWERED $nic
+               interrupts $nic
+               ip addr flush dev $nic
+               ip link set $nic down
+             done"
+        ))
+        .spawn()?;
+    for nic in ["eth0", "eth1"] {
+        vm.wait_for(&format!("ANSWERED {nic}"), BOOT)?;
+        expect_interrupts(&vm.value("IRQS", BOOT)?, "IO-APIC")?;
+    }
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+/// The guest moves the drive's registers while they are decoded: they are at the new place, and no longer at the old.
+fn bar_moves(ctx: &Ctx) -> Result<()> {
+    let device = Bound::new(NVME)?;
+    let mut vm = guest(ctx, &[&device])
+        .module("button")
+        .job(&format!(
+            "{DRIVE_BY_HAND}
+             version() {{ devmem $(($1 + 8)) 32; }}
+             echo BEFORE $(version $bar)
+             printf '\\000\\000\\000\\330\\000\\000\\000\\000' |
+               dd of=$function/config bs=4 seek=4 conv=notrunc 2>/dev/null
+             echo AFTER $(version 0xd8000000)
+             echo OLD $(version $bar)"
+        ))
+        .spawn()?;
+    let before = vm.value("BEFORE", BOOT)?;
+    // NVMe 1.x, as QEMU's drives have it.
+    ensure!(before.starts_with("0x0001"), "no version: {before}");
+    let after = vm.value("AFTER", BOOT)?;
+    ensure!(after == before, "{after} at the new place");
+    let old = vm.value("OLD", BOOT)?;
+    ensure!(old == "0xFFFFFFFF", "{old} at the old place");
+    vm.wait_success(BOOT)?;
+    Ok(())
+}
+
+/// Random bytes all over the function's configuration space hurt nobody else, and a reset mends the function.
+fn anything(ctx: &Ctx) -> Result<()> {
+    let device = Bound::new(NVME)?;
+    let mut vm = guest(ctx, &[&device])
+        .module("button")
+        .job(&format!(
+            "{DRIVE_BY_HAND}
+             for width in 1 2 4 1 2 4; do
+               dd if=/dev/urandom of=$function/config bs=$width count=$((4096 / width)) 2>/dev/null
+             done
+             echo LIVES $(stat -c %s $function/config)"
+        ))
+        .spawn()?;
+    let bytes = vm.value("LIVES", BOOT)?;
+    ensure!(bytes == "4096", "configuration space of {bytes} bytes");
+    vm.wait_success(BOOT)?;
     drop(device);
     sha256_of_drive(1)?;
     Ok(())
@@ -386,6 +463,14 @@ const NIC_JOB: &str = "
     interrupts() {
       awk -v name=$1 'index($0, name) { n += $2; kind = kind \" \" $3 } END { print \"IRQS\", n, kind }' /proc/interrupts
     }";
+
+/// Shell commands for a guest without the drive's driver: where the function and its registers are.
+const DRIVE_BY_HAND: &str = "
+    for found in /sys/bus/pci/devices/*; do
+      [ $(cat $found/class) = 0x010802 ] && function=$found
+    done
+    echo 1 >$function/enable
+    bar=$(head -n 1 $function/resource | cut -d ' ' -f 1)";
 
 /// `N KINDS`, as `interrupts` in a guest prints it.
 fn expect_interrupts(said: &str, kind: &str) -> Result<()> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::text::ValueError;
-use super::{PciAddress, TrapRange};
+use super::{ConfigError, PciAddress, TrapRange};
 
 /// BAR registers in a function's header.
 const BARS: u8 = 6;
@@ -139,6 +139,19 @@ fn yes() -> bool {
     true
 }
 
+/// Finds what is wrong with the functions that the guest is to get.
+///
+/// # Errors
+/// [`ConfigError::DeviceTwice`].
+pub(super) fn check(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
+    for (i, device) in devices.iter().enumerate() {
+        if devices[..i].iter().any(|other| other.host == device.host) {
+            return Err(ConfigError::DeviceTwice(device.host));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +189,21 @@ mod tests {
             let error = text.parse::<PciAddress>().unwrap_err();
             assert_eq!(error, ValueError::NotAPciAddress(text.into()));
         }
+    }
+
+    #[test]
+    fn a_function_given_twice() {
+        let device = |host: &str| DeviceConfig {
+            host: host.parse().unwrap(),
+            rombar: true,
+            trap: Vec::new(),
+        };
+        check(&[device("01:00.0"), device("01:00.1")]).unwrap();
+        let error = check(&[device("01:00.0"), device("0000:01:00.0")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "device 0000:01:00.0 is given twice: the guest gets it once"
+        );
     }
 
     #[test]

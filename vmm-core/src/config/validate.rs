@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::text::ByteSize;
 use super::{
-    CharTarget, CpuConfig, DeviceConfig, DiskConfig, DiskInterface, DiskMedia, HostForward,
+    CharTarget, CpuConfig, DiskConfig, DiskInterface, DiskMedia, HostForward,
     MAX_DISK_SERIAL_BYTES, MAX_IDE_DRIVES, MAX_SERIALS, MEMORY_STEP_BYTES, MIN_MEMORY_BYTES,
     MachineConfig, MemoryConfig, NetConfig, Network, PciAddress,
 };
@@ -159,7 +159,7 @@ impl MachineConfig {
         self.check_boot()?;
         check_disks(&self.disks)?;
         check_nets(&self.nets)?;
-        check_devices(&self.devices)?;
+        super::device::check(&self.devices)?;
         self.check_targets()
     }
 
@@ -372,15 +372,6 @@ fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
             return Err(ConfigError::MacTwice(text.clone()));
         }
         macs.push(mac);
-    }
-    Ok(())
-}
-
-fn check_devices(devices: &[DeviceConfig]) -> Result<(), ConfigError> {
-    for (i, device) in devices.iter().enumerate() {
-        if devices[..i].iter().any(|other| other.host == device.host) {
-            return Err(ConfigError::DeviceTwice(device.host));
-        }
     }
     Ok(())
 }
@@ -687,20 +678,6 @@ mod tests {
                 "hostfwd=tcp:127.0.0.1:1-2 listens where another one does: each needs its own port or address"
             );
         }
-    }
-
-    #[test]
-    fn device_twice() {
-        let device = |host: &str| DeviceConfig {
-            host: host.parse().unwrap(),
-            rombar: true,
-            trap: Vec::new(),
-        };
-        accepted(|m| m.devices = vec![device("01:00.0"), device("01:00.1")]);
-        assert_eq!(
-            message(|m| m.devices = vec![device("01:00.0"), device("0000:01:00.0")]),
-            "device 0000:01:00.0 is given twice: the guest gets it once"
-        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use thiserror::Error;
 pub use interrupts::Interrupts;
 pub use posted::{WaitingWrite, WriteRing};
 pub use vcpu::{Activity, KvmVcpu, ResetState, install_kick_handler, kick_signal};
-pub use vfio::{VfioError, VfioSharing};
+pub use vfio::{VfioError, VfioSharing, vfio_cdev};
 pub use vm::{IrqchipState, KvmVm};
 
 /// Where KVM is.

@@ -3,7 +3,8 @@
 //! KVM is told of each IOMMU group or device (`KVM_DEV_TYPE_VFIO`), so that it knows whether their DMA heeds the
 //! caches, and where the hardware can, delivers their interrupts without the host's help.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use iommufd_ioctls::{IommuFd, IommufdError};
@@ -45,8 +46,7 @@ impl VfioSharing {
     /// [`VfioError`].
     pub fn new(vm: &KvmVm, functions: &[&Path]) -> Result<Self, VfioError> {
         let handle = vfio_device(vm)?;
-        let has_cdev = |sysfs: &&Path| sysfs.join("vfio-dev").is_dir();
-        if Path::new(DEV_IOMMU).exists() && functions.iter().all(has_cdev) {
+        if functions.iter().all(|sysfs| vfio_cdev(sysfs).is_some()) {
             let iommufd = Arc::new(IommuFd::new().map_err(VfioError::Iommufd)?);
             let space = VfioIommufd::new(iommufd, None, Some(handle));
             return Ok(Self(Arc::new(space.map_err(VfioError::IommufdSpace)?)));
@@ -60,6 +60,17 @@ impl VfioSharing {
     pub fn ops(&self) -> Arc<dyn VfioOps> {
         Arc::clone(&self.0)
     }
+}
+
+/// The character device of the function whose folder in sysfs is `sysfs`, if the kernel has iommufd and such devices.
+#[must_use]
+pub fn vfio_cdev(sysfs: &Path) -> Option<PathBuf> {
+    if !Path::new(DEV_IOMMU).exists() {
+        return None;
+    }
+    let mut entries = fs::read_dir(sysfs.join("vfio-dev")).ok()?;
+    let name = entries.next()?.ok()?.file_name();
+    Some(Path::new("/dev/vfio/devices").join(name))
 }
 
 /// KVM's handle on assigned functions.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::MachineError;
 use crate::config::{DeviceConfig, PciAddress};
-use crate::kvm::{KvmVm, VfioSharing};
+use crate::kvm::{KvmVm, VfioSharing, vfio_cdev};
 
 const SYSFS_DEVICES: &str = "/sys/bus/pci/devices";
 const VFIO_DRIVER: &str = "vfio-pci";
@@ -36,12 +36,12 @@ pub enum AssignError {
          (intel_iommu=on)"
     )]
     NoGroup(PciAddress),
-    /// The group's file.
+    /// The file of its group, or its own.
     #[error("device {address}: {} cannot be opened: {source}", path.display())]
-    Group {
+    File {
         /// The function.
         address: PciAddress,
-        /// `/dev/vfio/N`.
+        /// `/dev/vfio/N` or `/dev/vfio/devices/vfioN`.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -85,9 +85,9 @@ fn claim_one(device: &DeviceConfig) -> Result<Claimed, AssignError> {
         return Err(AssignError::Driver { address, driver });
     }
     let group = link_name("iommu_group").ok_or(AssignError::NoGroup(address))?;
-    let path = Path::new("/dev/vfio").join(group);
+    let path = vfio_cdev(&sysfs).unwrap_or_else(|| Path::new("/dev/vfio").join(group));
     let opened = File::options().read(true).write(true).open(&path);
-    opened.map_err(|source| AssignError::Group {
+    opened.map_err(|source| AssignError::File {
         address,
         path,
         source,

@@ -8,7 +8,7 @@ use devices::console::PanicWitness;
 use devices::legacy::SLP_TYP_S5;
 use rustix::thread::sched_getaffinity;
 
-use super::assigned;
+use super::assigned::{self, Claimed};
 use super::events::{Countdown, EventQueue, MachineEvent, PowerSwitch, QueueWaker, Signals};
 use super::lifecycle::start_at;
 use super::panic_probe::{PanicProbe, Suspicion};
@@ -40,10 +40,8 @@ impl Machine {
         let supported = kvm.supported_cpuid()?;
         check_cpus(&config.cpus, kvm.max_vcpus())?;
         let claimed = assigned::claim(&config.devices)?;
-        let bars_bytes = claimed.iter().map(|one| one.bars_bytes).sum();
-        let ram_bytes = config.memory.size_bytes;
-        memory::check_fits(ram_bytes, bars_bytes, cpuid::physical_bits(&supported))?;
-        let pci_window = memory::pci_window(ram_bytes, bars_bytes);
+        let physical_bits = cpuid::physical_bits(&supported);
+        let pci_window = pci_window(config.memory.size_bytes, &claimed, physical_bits)?;
 
         // 2. The user's files, interfaces and terminals.
         let gate = Arc::new(VcpuGate::default());
@@ -93,10 +91,7 @@ impl Machine {
         start_at(&vcpus[0], &entry)?;
 
         // 7. The threads, parked.
-        let on_stop: StopSink = {
-            let queue = Arc::clone(&queue);
-            Arc::new(move |report| queue.push(MachineEvent::VcpuStopped(report)))
-        };
+        let on_stop = stop_sink(&queue);
         let affinity = affinity(&config.cpus);
         let vcpus = VcpuThreads::start(vcpus, gate, &buses, &affinity, options.stats, &on_stop)
             .map_err(host("start vCPU threads"))?;
@@ -133,6 +128,25 @@ impl AtReset {
             vcpus,
         })
     }
+}
+
+/// The 64-bit PCI window, with room for the BARs of what the guest gets.
+fn pci_window(
+    ram_bytes: u64,
+    claimed: &[Claimed],
+    physical_bits: u32,
+) -> Result<Range<u64>, MachineError> {
+    let bars_bytes = claimed
+        .iter()
+        .map(|one| one.bars_bytes)
+        .fold(0, u64::saturating_add);
+    memory::check_fits(ram_bytes, bars_bytes, physical_bits)?;
+    Ok(memory::pci_window(ram_bytes, bars_bytes))
+}
+
+fn stop_sink(queue: &Arc<EventQueue>) -> StopSink {
+    let queue = Arc::clone(queue);
+    Arc::new(move |report| queue.push(MachineEvent::VcpuStopped(report)))
 }
 
 fn check_cpus(cpus: &CpuConfig, limit: u32) -> Result<(), MachineError> {
