@@ -6,8 +6,8 @@
 use thiserror::Error;
 use vmm_core::config::text::{ByteSize, ValueError};
 use vmm_core::config::{
-    CpuConfig, DiskConfig, DiskInterface, DiskMedia, HostForward, MemoryConfig, NetConfig,
-    NetInterface, NetTable, NetTableError,
+    CpuConfig, DeviceConfig, DeviceTable, DeviceTableError, DiskConfig, DiskInterface, DiskMedia,
+    HostForward, MemoryConfig, NetConfig, NetInterface, NetTable, NetTableError,
 };
 
 /// What is wrong with an option's value.
@@ -57,6 +57,9 @@ pub enum ArgError {
     /// Keys of a network interface that do not go together.
     #[error(transparent)]
     Net(#[from] NetTableError),
+    /// A device that does not exist in this form.
+    #[error(transparent)]
+    Device(#[from] DeviceTableError),
 }
 
 /// The value of `--disk`.
@@ -118,6 +121,24 @@ pub fn net(text: &str) -> Result<NetConfig, ArgError> {
             .unwrap_or_default(),
         mac: pairs.take("mac"),
     };
+    Ok(table.try_into()?)
+}
+
+/// The value of `--device`. `trap=` may be repeated.
+pub fn device(text: &str) -> Result<DeviceConfig, ArgError> {
+    let (traps, parts) = split_at_commas(text)
+        .into_iter()
+        .partition::<Vec<_>, _>(|part| part.starts_with("trap="));
+    let mut pairs = Pairs::parse(parts, DeviceTable::KEYS)?;
+    let mut table = DeviceTable::default();
+    for key in DeviceTable::KEYS {
+        if let Some(value) = pairs.take(key) {
+            table.set(key, &value)?;
+        }
+    }
+    for trap in &traps {
+        table.set("trap", trap.trim_start_matches("trap="))?;
+    }
     Ok(table.try_into()?)
 }
 
@@ -265,6 +286,11 @@ mod tests {
                 { user = true },
                 { user = true, hostfwd = ["tcp:8080-80", "udp:127.0.0.1:53-53"], mac = "m" },
             ]
+            device = [
+                { host = "01:00.0" },
+                { host = "0000:01:10.0", rombar = false, trap = ["0", "2:0x10+0x20"] },
+                { pf = "eth0", vf = "auto", mac = "m", vlan = 7, trust = true, force = true },
+            ]
             "#,
         )
         .unwrap();
@@ -287,6 +313,13 @@ mod tests {
         ]
         .map(|text| net(text).unwrap());
         assert_eq!(file.net.unwrap(), nets);
+        let devices = [
+            "host=01:00.0,rombar=on",
+            "host=0000:01:10.0,trap=0,rombar=off,trap=2:16+32",
+            "pf=eth0,vf=auto,mac=m,vlan=7,trust=on,force=on",
+        ]
+        .map(|text| device(text).unwrap());
+        assert_eq!(file.device.unwrap(), devices);
     }
 
     #[test]
@@ -377,6 +410,16 @@ mod tests {
                 net("mac=a").map(drop),
                 "a network interface lacks its network: give it \"user\" (no root needed), tap=NAME (a TAP that \
                  exists) or tap=auto (a new one)"
+                    .into(),
+            ),
+            (
+                device("rombar=off").map(drop),
+                "a device lacks its function: give it host=ADDRESS, or pf=PF,vf=auto for a virtual function".into(),
+            ),
+            (
+                device("host=01:00.0,trap=7").map(drop),
+                "trap=\"7\" is not part of a BAR: write BAR or BAR:OFFSET+LENGTH with a BAR from 0 to 5, such as \
+                 0:0x1000+0x100"
                     .into(),
             ),
             (

@@ -7,7 +7,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vmm_core::config::{
-    CharTarget, CpuConfig, DiskConfig, MachineFile, MemoryConfig, NetConfig, OnPanic, OnReboot,
+    CharTarget, CpuConfig, DeviceConfig, DiskConfig, MachineFile, MemoryConfig, NetConfig, OnPanic,
+    OnReboot,
 };
 
 use crate::args;
@@ -31,11 +32,51 @@ pub enum Command {
     /// Boot a Linux kernel in a guest
     #[command(after_help = EXIT_CODES, after_long_help = RUN_NOTES)]
     Run(Box<RunArgs>),
+    /// Prepare and explain passthrough of real PCI functions
+    #[command(subcommand)]
+    Vfio(VfioCommand),
     /// Say what this host can do for guests, and what to change
     ///
     /// One line for each thing looked at, with "ok", "warn" (a guest runs without it) or "fail" (no guest can run).
     /// The exit code is 0 if a guest can run here, 1 if not.
     Doctor,
+}
+
+/// What `tripath vfio` does.
+#[derive(Debug, Subcommand)]
+pub enum VfioCommand {
+    /// List PCI functions by IOMMU group, and whether each could be assigned now
+    List {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Explain one function: its group and why that is so large, resets, interrupts, what stands in the way
+    Show {
+        /// The function, as in 0000:01:10.0
+        #[arg(value_name = "ADDRESS")]
+        function: String,
+        /// The guest's RAM, all of which is to be locked
+        #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = args::memory)]
+        memory: MemoryConfig,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make or remove virtual functions, and list them
+    Sriov {
+        /// The physical function: its network interface or its address
+        #[arg(value_name = "PF")]
+        pf: String,
+        /// How many there are to be; 0 removes them. Refused while one is in use
+        #[arg(long, value_name = "N")]
+        vfs: Option<u32>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put back what runs that were killed have left
+    Recover,
 }
 
 const EXIT_CODES: &str = "\
@@ -57,11 +98,14 @@ The machine file has the same keys and values as the options, without the dashes
     readonly = true
     [[net]]
     tap = \"tap0\"
+    [[device]]
+    host = \"01:00.0\"
 
 An option replaces the file's key of the same name as a whole: --disk replaces
 all the file's disks, --cpus its affinities too.
 
-Within the value of --cpus, --memory, --disk and --net a comma is written twice:
+Within the value of --cpus, --memory, --disk, --net and --device a comma is
+written twice:
 --disk path=a,,b is the file \"a,b\". On and off may be written true and false.
 
 On a terminal, the guest has the keyboard, Ctrl-C included; Ctrl-A x ends the
@@ -113,6 +157,19 @@ pub struct RunArgs {
     /// Without mac= an address is made up.
     #[arg(long, value_name = "tap=NAME[,if=virtio|e1000][,mac=MAC]", value_parser = args::net)]
     pub net: Vec<NetConfig>,
+    /// PCI function of the host that the guest gets; may be repeated
+    ///
+    /// host= is its address, pf= a network interface or address of a physical function one of whose virtual functions
+    /// the guest gets, with the MAC address and the other settings. It is taken from its driver, and goes back at the
+    /// end unless keep=on; force=on takes it even if the host uses it. rombar=off hides its expansion ROM. trap= has accesses to a BAR, or to a
+    /// part of it, passed on one by one, after all writes to memory before them, instead of straight to the hardware;
+    /// it may be repeated.
+    #[arg(
+        long,
+        value_name = "host=ADDRESS[,keep=on]|pf=PF,vf=auto|N[,mac=MAC][,vlan=ID][,spoofchk=on|off][,trust=on|off][,force=on][,rombar=off][,trap=BAR[:OFFSET+LEN]]",
+        value_parser = args::device
+    )]
+    pub device: Vec<DeviceConfig>,
     /// Serial port; repeat for COM1 to COM4 [default: stdio on COM1, unless --console takes stdio]
     ///
     /// pty makes a pseudo-terminal and prints its name; file= is output only; socket= listens on a Unix socket,
@@ -168,6 +225,7 @@ impl RunArgs {
             memory: self.memory,
             disk: given(self.disk),
             net: given(self.net),
+            device: given(self.device),
         }
     }
 }
@@ -279,7 +337,7 @@ mod tests {
             .command
         {
             Command::Run(arguments) => Ok(*arguments),
-            Command::Doctor => panic!("not run"),
+            Command::Doctor | Command::Vfio(_) => panic!("not run"),
         }
     }
 
@@ -379,7 +437,7 @@ mod tests {
         let error = Cli::try_parse_from(["tripath", "rn"]).unwrap_err();
         assert_eq!(
             one_line(&error).to_string(),
-            "unknown command \"rn\" (the commands are run, doctor)"
+            "unknown command \"rn\" (the commands are run, vfio, doctor)"
         );
     }
 

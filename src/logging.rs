@@ -21,9 +21,17 @@ pub fn start(verbosity: u8) {
         2 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
+    // What vfio-ioctls cannot do it tells us, too; and it warns of interrupts that a conventional function need not
+    // have, and of a group that is released with its first function rather than with its last.
+    let vfio_ioctls = if verbosity < 2 {
+        LevelFilter::Off
+    } else {
+        level
+    };
     let started = Instant::now();
     env_logger::Builder::new()
         .filter_level(level)
+        .filter_module("vfio_ioctls", vfio_ioctls)
         .parse_default_env()
         .format(move |out, record| {
             let seconds = started.elapsed().as_secs_f64();

@@ -33,6 +33,7 @@ fn run() -> Exit {
     logging::start(cli.verbose);
     let result = match cli.command {
         Command::Run(arguments) => commands::run::run(*arguments),
+        Command::Vfio(command) => commands::vfio::run(command),
         Command::Doctor => commands::doctor::run(),
     };
     result.unwrap_or_else(|error| {

@@ -13,6 +13,24 @@ use crate::sync::lock;
 pub trait IrqPin: Send + Sync {
     /// Drives the input. Called by [`IrqLine`] only when the level changes, on any thread.
     fn set_level(&self, high: bool);
+
+    /// From now on `trigger` drives the input high, in the kernel, and the guest's end of interrupt drives it low and
+    /// signals `resample`: whoever still wants the interrupt then triggers again. Called by
+    /// [`IrqLine::connect`], on a vCPU thread or before there are any.
+    ///
+    /// # Errors
+    /// What the hypervisor said; that it cannot, by default.
+    fn connect(&self, _trigger: &EventFd, _resample: &EventFd) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Undoes [`IrqPin::connect`]; the input is low as far as it goes.
+    ///
+    /// # Errors
+    /// What the hypervisor said.
+    fn disconnect(&self, _trigger: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A wire with a level. It has no number and cannot be cloned: a device owns its wire.
@@ -40,6 +58,23 @@ impl IrqLine {
             *level = high;
             self.pin.set_level(high);
         }
+    }
+
+    /// Lets events drive the wire beside [`IrqLine::set`], as [`IrqPin::connect`] says: for a device whose
+    /// level-triggered interrupts come from the host's kernel.
+    ///
+    /// # Errors
+    /// What the hypervisor said.
+    pub fn connect(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
+        self.pin.connect(trigger, resample)
+    }
+
+    /// Undoes [`IrqLine::connect`].
+    ///
+    /// # Errors
+    /// What the hypervisor said.
+    pub fn disconnect(&self, trigger: &EventFd) -> io::Result<()> {
+        self.pin.disconnect(trigger)
     }
 
     /// Low, high, low: one edge for an edge-triggered input.

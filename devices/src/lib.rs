@@ -25,4 +25,5 @@ mod rerun;
 pub mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vfio;
 pub mod virtio;

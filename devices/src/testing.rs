@@ -1,5 +1,6 @@
 //! Fakes for tests: wires, an MSI sink, doorbells, RAM.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
@@ -16,6 +17,7 @@ use crate::console::{CharBackend, Interest};
 use crate::dma::GuestRam;
 use crate::irq::{Doorbell, IrqLine, IrqPin, MsiMessage, MsiSink, MsiVector};
 use crate::legacy::{PowerControl, PowerEvent};
+use crate::pci::{BarMapper, HostPages};
 use crate::posted::{PostedWrites, PostedZone};
 use crate::sync::lock;
 
@@ -33,6 +35,7 @@ pub fn test_ram(len: usize) -> Arc<GuestRam> {
 pub struct FakePin {
     level: AtomicBool,
     edges: AtomicU32,
+    connected: AtomicBool,
 }
 
 impl FakePin {
@@ -49,6 +52,12 @@ impl FakePin {
         self.level.load(Ordering::SeqCst)
     }
 
+    /// Whether events drive it.
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::SeqCst)
+    }
+
     /// How often the wire went from low to high.
     #[must_use]
     pub fn rising_edges(&self) -> u32 {
@@ -61,6 +70,16 @@ impl IrqPin for Arc<FakePin> {
         if !self.level.swap(high, Ordering::SeqCst) && high {
             self.edges.fetch_add(1, Ordering::SeqCst);
         }
+    }
+
+    fn connect(&self, _trigger: &EventFd, _resample: &EventFd) -> io::Result<()> {
+        self.connected.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn disconnect(&self, _trigger: &EventFd) -> io::Result<()> {
+        self.connected.store(false, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -226,6 +245,37 @@ impl Doorbell for FakeDoorbell {
     fn unbind_port(&self, port: u64, value: u8, _event: &EventFd) -> io::Result<()> {
         lock(&self.ports).retain(|bound| *bound != (port, value));
         Ok(())
+    }
+}
+
+/// Remembers which pages are mapped where.
+#[derive(Default)]
+pub struct FakeMapper(Mutex<BTreeMap<u64, u64>>);
+
+impl FakeMapper {
+    /// `(address, length)` of what is mapped now, sorted.
+    #[must_use]
+    pub fn mapped(&self) -> Vec<(u64, u64)> {
+        lock(&self.0)
+            .iter()
+            .map(|(addr, len)| (*addr, *len))
+            .collect()
+    }
+}
+
+impl BarMapper for FakeMapper {
+    fn map(&self, addr: u64, pages: &Arc<HostPages>) -> io::Result<()> {
+        match lock(&self.0).insert(addr, pages.len_bytes()) {
+            None => Ok(()),
+            Some(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        }
+    }
+
+    fn unmap(&self, addr: u64) -> io::Result<()> {
+        let was_there = lock(&self.0).remove(&addr).is_some();
+        was_there
+            .then_some(())
+            .ok_or(io::ErrorKind::NotFound.into())
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use vmm_core::config::{CharTarget, MachineConfig, MachineFile};
-use vmm_core::machine::{Finished, Machine, Options, Outcome};
+use vmm_core::machine::{Finished, FunctionLoss, Machine, Options, Outcome};
 
 use super::doctor;
 use crate::cli::RunArgs;
@@ -88,6 +88,7 @@ fn exit_of(end: &Outcome) -> Exit {
         Outcome::PoweredOff | Outcome::Reset | Outcome::Ended => Exit::Success,
         Outcome::Panicked => Exit::GuestPanicked,
         Outcome::Crashed(_) => Exit::GuestCrashed,
+        Outcome::DeviceLost { .. } => Exit::Failure,
     }
 }
 
@@ -100,6 +101,14 @@ fn told(end: &Outcome, software_kvm: Option<String>) -> Vec<String> {
             let crash = format!("the guest crashed: {what}");
             std::iter::once(crash).chain(software_kvm).collect()
         }
+        Outcome::DeviceLost { device, loss } => vec![match loss {
+            FunctionLoss::Error => format!(
+                "device {device} reports an error that it could not correct: the guest was stopped"
+            ),
+            FunctionLoss::Requested => {
+                format!("the host wants device {device} back: the guest was stopped")
+            }
+        }],
     }
 }
 
@@ -115,7 +124,7 @@ mod tests {
         let cli = Cli::try_parse_from(["tripath", "run"].iter().chain(options)).unwrap();
         match cli.command {
             Command::Run(arguments) => machine(*arguments).map_err(|error| error.to_string()),
-            Command::Doctor => panic!("not run"),
+            Command::Doctor | Command::Vfio(_) => panic!("not run"),
         }
     }
 

@@ -22,12 +22,14 @@ mod panic;
 mod reset;
 mod usage;
 mod usage_files;
+mod vfio;
+mod vfio_host;
 
 use std::process::ExitCode;
 
 use harness::{E2eTest, agent, front, in_place};
 
-/// Every test there is, those that want the machine to themselves last.
+/// Every test there is: those that want the machine to themselves late, and those of another machine last.
 fn all_tests() -> Vec<E2eTest> {
     let mut tests: Vec<E2eTest> = [
         boot::tests(),
@@ -43,11 +45,13 @@ fn all_tests() -> Vec<E2eTest> {
         usage::tests(),
         usage_files::tests(),
         costs::tests(),
+        vfio::tests(),
+        vfio_host::tests(),
     ]
     .into_iter()
     .flatten()
     .collect();
-    tests.sort_by_key(E2eTest::is_alone);
+    tests.sort_by_key(|test| (test.is_passthrough(), test.is_alone()));
     tests
 }
 
@@ -61,6 +65,8 @@ fn main() -> ExitCode {
     {
         ["--agent"] => agent::main(&all_tests()),
         ["--in-place", name] => in_place::main(&all_tests(), name),
+        // A part of some tests: another process that has functions of the host.
+        ["--hold", wanted @ ..] => vfio_host::hold(wanted),
         _ => front::main(all_tests()),
     }
 }

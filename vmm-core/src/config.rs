@@ -4,9 +4,11 @@
 //! anything. The written form of the values (`512M`, `file=PATH`, `0@2-3`) is in [`text`], and is the same on the
 //! command line and in the machine file.
 
+mod device;
 mod file;
 mod net;
 pub mod text;
+mod trap;
 mod validate;
 
 use std::net::IpAddr;
@@ -14,8 +16,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use device::{DeviceConfig, DeviceSource, DeviceTable, DeviceTableError, VfChoice};
 pub use file::{MachineFile, NoKernel};
 pub use net::{NetTable, NetTableError};
+pub use trap::TrapRange;
 pub use validate::ConfigError;
 
 /// Least guest RAM, in bytes.
@@ -45,6 +49,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Network interfaces, in the order the guest sees them.
     pub nets: Vec<NetConfig>,
+    /// Functions of the host that the guest gets, in the order the guest sees them.
+    pub devices: Vec<DeviceConfig>,
     /// COM1 to COM4.
     pub serials: Vec<CharTarget>,
     /// The virtio console; none when absent.

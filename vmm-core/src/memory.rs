@@ -66,26 +66,35 @@ pub fn end(size_bytes: u64) -> u64 {
         .map_or(0, |(start, len)| start + len)
 }
 
-/// The 64-bit PCI window above `size_bytes` of RAM.
+/// The 64-bit PCI window above `size_bytes` of RAM, with room for `bars_bytes` of large BARs beside the usual ones,
+/// each a power of two. Never beyond 2^63.
 #[must_use]
-pub fn pci_window(size_bytes: u64) -> std::ops::Range<u64> {
+pub fn pci_window(size_bytes: u64, bars_bytes: u64) -> std::ops::Range<u64> {
+    let bytes = window_bytes(bars_bytes);
     let start = end(size_bytes)
         .max(layout::RAM_ABOVE_4G)
-        .next_multiple_of(layout::PCI_MMIO64_BYTES);
-    start..start + layout::PCI_MMIO64_BYTES
+        .checked_next_multiple_of(bytes)
+        .unwrap_or(bytes);
+    start..start.saturating_add(bytes)
+}
+
+/// Powers of two from large to small fit into the next power of two of their sum; as much again is for the others.
+fn window_bytes(bars_bytes: u64) -> u64 {
+    let bars = bars_bytes.min(1 << 60).next_power_of_two();
+    (bars * 2).max(layout::PCI_MMIO64_BYTES)
 }
 
 /// Checks that RAM and the PCI window above it fit into `physical_bits` of guest-physical address.
 ///
 /// # Errors
 /// [`MemoryError::TooMuch`].
-pub fn check_fits(size_bytes: u64, physical_bits: u32) -> Result<(), MemoryError> {
+pub fn check_fits(size_bytes: u64, bars_bytes: u64, physical_bits: u32) -> Result<(), MemoryError> {
     let limit = 1u64.checked_shl(physical_bits).unwrap_or(u64::MAX);
-    if pci_window(size_bytes).end <= limit {
+    if pci_window(size_bytes, bars_bytes).end <= limit {
         return Ok(());
     }
-    let room = limit
-        .saturating_sub(layout::PCI_MMIO64_BYTES + (layout::RAM_ABOVE_4G - layout::LOW_RAM_END));
+    let hole = layout::RAM_ABOVE_4G - layout::LOW_RAM_END;
+    let room = limit.saturating_sub(window_bytes(bars_bytes) + hole);
     Err(MemoryError::TooMuch {
         asked_mib: size_bytes >> 20,
         limit_mib: room >> 20,
@@ -230,26 +239,39 @@ mod tests {
     #[test]
     fn the_pci_window_is_above_ram_and_aligned() {
         for size in [GIB, 5 * GIB, 15 * GIB, 16 * GIB, 1000 * GIB] {
-            let window = pci_window(size);
+            let window = pci_window(size, 0);
             assert!(window.start >= end(size) && window.start >= 4 * GIB);
             assert_eq!(window.start % layout::PCI_MMIO64_BYTES, 0);
         }
     }
 
     #[test]
+    fn large_bars_make_a_large_window() {
+        for bars in [1, 8 * GIB, 9 * GIB, 80 * GIB, 1000 * GIB, u64::MAX] {
+            let window = pci_window(5 * GIB, bars);
+            let bytes = window.end - window.start;
+            assert!(bytes >= bars.min(1 << 60) && bytes >= layout::PCI_MMIO64_BYTES);
+            assert!(bytes.is_power_of_two() && window.start.is_multiple_of(bytes));
+            assert!(window.start >= 6 * GIB);
+        }
+        assert!(check_fits(GIB, 80 * GIB, 40).is_ok());
+        assert!(check_fits(GIB, 80 * GIB, 36).is_err());
+    }
+
+    #[test]
     fn too_much_is_refused_with_what_is_possible() {
-        check_fits(GIB, 36).unwrap();
-        let error = check_fits(64 * GIB, 36).unwrap_err().to_string();
+        check_fits(GIB, 0, 36).unwrap();
+        let error = check_fits(64 * GIB, 0, 36).unwrap_err().to_string();
         assert!(
             error.contains("65536 MiB") && error.contains("--memory"),
             "{error}"
         );
         // What the message allows is indeed allowed.
-        let MemoryError::TooMuch { limit_mib, .. } = check_fits(u64::MAX >> 4, 36).unwrap_err()
+        let MemoryError::TooMuch { limit_mib, .. } = check_fits(u64::MAX >> 4, 0, 36).unwrap_err()
         else {
             panic!("expected TooMuch")
         };
-        check_fits(limit_mib << 20, 36).unwrap();
+        check_fits(limit_mib << 20, 0, 36).unwrap();
     }
 
     #[test]

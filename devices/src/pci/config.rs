@@ -30,6 +30,8 @@ pub const HEADER_TYPE: u16 = 0x0e;
 pub const BASE_ADDRESS_0: u16 = 0x10;
 /// Subsystem vendor ID register, 16 bits; the subsystem ID follows (6.2.4).
 pub const SUBSYSTEM_VENDOR_ID: u16 = 0x2c;
+/// Expansion ROM base address register, 32 bits (6.2.5.2).
+pub const ROM_ADDRESS: u16 = 0x30;
 /// Capabilities pointer, 8 bits (6.7).
 pub const CAPABILITIES_POINTER: u16 = 0x34;
 /// Interrupt line register, 8 bits (6.2.4).
@@ -62,6 +64,9 @@ pub const BAR_MEMORY_64: u32 = 0b10 << 1;
 /// BAR: reads have no side effects.
 pub const BAR_PREFETCHABLE: u32 = 1 << 3;
 
+/// Expansion ROM base address: the ROM is decoded, if memory space is.
+pub const ROM_ENABLE: u32 = 1 << 0;
+
 /// Capability ID of power management.
 pub const CAP_ID_POWER_MANAGEMENT: u8 = 0x01;
 /// Capability ID of a vendor-specific capability.
@@ -73,6 +78,11 @@ pub const CAP_ID_MSIX: u8 = 0x11;
 
 /// How many BAR registers a header of type 0 has.
 pub const BAR_COUNT: u8 = 6;
+/// The number by which the expansion ROM goes among the BARs.
+pub const ROM_BAR: u8 = 6;
+
+/// The BARs and the ROM.
+const DECODED_COUNT: usize = BAR_COUNT as usize + 1;
 
 const CONVENTIONAL_BYTES: usize = 0x100;
 const EXTENDED_BYTES: usize = 0x1000;
@@ -113,6 +123,8 @@ pub enum BarKind {
         /// Reads have no side effects.
         prefetchable: bool,
     },
+    /// The expansion ROM: memory below 4 GiB, 2 KiB to 16 MiB.
+    Rom,
 }
 
 impl BarKind {
@@ -121,7 +133,7 @@ impl BarKind {
     pub fn space(self) -> Space {
         match self {
             Self::Io => Space::Io,
-            Self::Memory32 { .. } | Self::Memory64 { .. } => Space::Memory,
+            Self::Memory32 { .. } | Self::Memory64 { .. } | Self::Rom => Space::Memory,
         }
     }
 
@@ -131,6 +143,7 @@ impl BarKind {
             Self::Io => BAR_IO_SPACE,
             Self::Memory32 { prefetchable } => prefetch(prefetchable),
             Self::Memory64 { prefetchable } => BAR_MEMORY_64 | prefetch(prefetchable),
+            Self::Rom => 0,
         }
     }
 
@@ -139,6 +152,7 @@ impl BarKind {
             Self::Io => 4..=256,
             Self::Memory32 { .. } => 16..=1 << 31,
             Self::Memory64 { .. } => 16..=1 << 51,
+            Self::Rom => 1 << 11..=1 << 24,
         }
     }
 }
@@ -251,17 +265,22 @@ impl PciConfig {
         self.init(INTERRUPT_PIN, &[1]);
     }
 
-    /// Adds BAR `index` (0 to 5) of `size` bytes, a power of two.
+    /// Adds BAR `index` of `size` bytes, a power of two: 0 to 5, or [`ROM_BAR`] for the expansion ROM and nothing else.
     ///
     /// # Errors
     /// [`PciConfigError::BarIndex`], [`PciConfigError::BarSize`].
     pub fn add_bar(&mut self, index: u8, kind: BarKind, size: u64) -> Result<(), PciConfigError> {
         let last = match kind {
             BarKind::Memory64 { .. } => index.saturating_add(1),
-            BarKind::Io | BarKind::Memory32 { .. } => index,
+            BarKind::Io | BarKind::Memory32 { .. } | BarKind::Rom => index,
         };
         let taken = |bar: &Bar| index <= bar.last_register() && bar.index <= last;
-        if last >= BAR_COUNT || self.bars.iter().any(taken) {
+        let exists = if kind == BarKind::Rom {
+            index == ROM_BAR
+        } else {
+            last < BAR_COUNT
+        };
+        if !exists || self.bars.iter().any(taken) {
             return Err(PciConfigError::BarIndex { index });
         }
         if !size.is_power_of_two() || !kind.sizes().contains(&size) {
@@ -274,6 +293,11 @@ impl PciConfig {
             BarKind::Io => (COMMAND_IO_SPACE, 4),
             BarKind::Memory32 { .. } => (COMMAND_MEMORY_SPACE, 4),
             BarKind::Memory64 { .. } => (COMMAND_MEMORY_SPACE, 8),
+            BarKind::Rom => (COMMAND_MEMORY_SPACE, 4),
+        };
+        let mask = match kind {
+            BarKind::Rom => mask | u64::from(ROM_ENABLE),
+            _ => mask,
         };
         self.allow(register, &mask.to_le_bytes()[..mask_bytes]);
         let command = u16::from_le_bytes([self.writable[4], self.writable[5]]) | enable;
@@ -349,6 +373,12 @@ impl PciConfig {
             status,
             &[DEVICE_STATUS_ERRORS],
         );
+        self.extend();
+        Ok(offset)
+    }
+
+    /// Gives the function the extended 4 KiB, zeroes so far. [`PciConfig::add_pci_express`] does it by itself.
+    pub fn extend(&mut self) {
         for space in [
             &mut self.bytes,
             &mut self.initial,
@@ -357,7 +387,6 @@ impl PciConfig {
         ] {
             space.resize(EXTENDED_BYTES, 0);
         }
-        Ok(offset)
     }
 
     /// Reads at byte `offset`; ones where there is no register space.
@@ -379,11 +408,12 @@ impl PciConfig {
             )
         };
         let command = touches(COMMAND, 2);
-        let decoding = command || touches(BASE_ADDRESS_0, u16::from(BAR_COUNT) * 4);
+        let decoding =
+            command || touches(BASE_ADDRESS_0, u16::from(BAR_COUNT) * 4) || touches(ROM_ADDRESS, 4);
         let before = if decoding {
             self.decoded_all()
         } else {
-            [None; BAR_COUNT as usize]
+            [None; DECODED_COUNT]
         };
         for (at, value) in (usize::from(offset)..).zip(data) {
             let Some(byte) = self.bytes.get_mut(at) else {
@@ -484,6 +514,8 @@ impl PciConfig {
         let (enable, base, last_possible) = match bar.kind {
             BarKind::Io => (COMMAND_IO_SPACE, low, u64::from(u16::MAX)),
             BarKind::Memory32 { .. } => (COMMAND_MEMORY_SPACE, low, u64::from(u32::MAX)),
+            BarKind::Rom if self.read_u32(register) & ROM_ENABLE == 0 => return None,
+            BarKind::Rom => (COMMAND_MEMORY_SPACE, low, u64::from(u32::MAX)),
             BarKind::Memory64 { .. } => {
                 let high = u64::from(self.read_u32(register + 4)) << 32;
                 let base = (high | low) & !(bar.size - 1);
@@ -495,15 +527,15 @@ impl PciConfig {
         (self.command() & enable != 0 && reachable).then_some(base)
     }
 
-    fn decoded_all(&self) -> [Option<u64>; BAR_COUNT as usize] {
-        let mut all = [None; BAR_COUNT as usize];
+    fn decoded_all(&self) -> [Option<u64>; DECODED_COUNT] {
+        let mut all = [None; DECODED_COUNT];
         for bar in &self.bars {
             all[usize::from(bar.index)] = self.decoded(bar);
         }
         all
     }
 
-    fn changes_since(&self, before: &[Option<u64>; BAR_COUNT as usize]) -> Vec<BarChange> {
+    fn changes_since(&self, before: &[Option<u64>; DECODED_COUNT]) -> Vec<BarChange> {
         let now = self.decoded_all();
         self.bars
             .iter()
@@ -523,14 +555,17 @@ impl Bar {
     fn last_register(&self) -> u8 {
         match self.kind {
             BarKind::Memory64 { .. } => self.index + 1,
-            BarKind::Io | BarKind::Memory32 { .. } => self.index,
+            BarKind::Io | BarKind::Memory32 { .. } | BarKind::Rom => self.index,
         }
     }
 }
 
-/// The offset of BAR register `index`, 0 to 5.
+/// The offset of BAR register `index`, 0 to 5, or [`ROM_BAR`].
 #[must_use]
 pub fn bar_register(index: u8) -> u16 {
+    if index == ROM_BAR {
+        return ROM_ADDRESS;
+    }
     BASE_ADDRESS_0 + 4 * u16::from(index)
 }
 

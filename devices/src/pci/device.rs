@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::mapping::BarMapping;
 use crate::bus::AccessError;
 use crate::posted::Space;
 
@@ -12,7 +13,7 @@ use crate::posted::Space;
 /// after the device has unlocked itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BarChange {
-    /// Index of the (first) BAR register, 0 to 5.
+    /// Index of the (first) BAR register, 0 to 5; 6 is the expansion ROM.
     pub bar: u8,
     /// Port I/O or memory.
     pub space: Space,
@@ -78,6 +79,13 @@ pub trait PciDevice: Send + Sync {
     /// The ranges of offsets in a BAR where writes only store and may be posted ([`crate::posted`]). The root bus
     /// opens them where the BAR is decoded and closes them when it moves.
     fn posted(&self, _bar: u8) -> Vec<Range<u32>> {
+        Vec::new()
+    }
+
+    /// The parts of a memory BAR that the guest reaches without an exit. The root bus maps them where the BAR is
+    /// decoded and unmaps them when it moves; what is not mapped goes to [`PciDevice::bar_read`] and
+    /// [`PciDevice::bar_write`].
+    fn mappings(&self, _bar: u8) -> Vec<BarMapping> {
         Vec::new()
     }
 

@@ -13,9 +13,10 @@ use thiserror::Error;
 
 use super::config::{
     BAR_COUNT, BAR_IO_SPACE, BAR_MEMORY_64, COMMAND, COMMAND_IO_SPACE, COMMAND_MEMORY_SPACE,
-    bar_register,
+    ROM_ADDRESS, ROM_BAR, ROM_ENABLE, bar_register,
 };
 use super::device::{BarChange, DoorbellSpec, PciDevice, PortDoorbell};
+use super::mapping::BarMapper;
 use crate::bus::{AccessError, Bus, BusDevice, BusError};
 use crate::irq::Doorbell;
 use crate::posted::{PostedWrites, PostedZone, Space};
@@ -132,6 +133,8 @@ struct Mapped {
     doorbells: Vec<DoorbellSpec>,
     port_doorbells: Vec<PortDoorbell>,
     posted: Vec<PostedZone>,
+    /// Guest-physical addresses of pages that the guest reaches without an exit.
+    pages: Vec<u64>,
 }
 
 /// By device-function number and BAR.
@@ -146,6 +149,8 @@ pub struct RootBus {
     pio: Weak<Bus>,
     doorbell: Arc<dyn Doorbell>,
     posted: Arc<dyn PostedWrites>,
+    /// None where every access to a BAR exits.
+    mapper: Option<Arc<dyn BarMapper>>,
     windows: PciWindows,
     failures: RateLimiter,
 }
@@ -168,9 +173,17 @@ impl RootBus {
             pio: Arc::downgrade(pio),
             doorbell,
             posted,
+            mapper: None,
             windows,
             failures: RateLimiter::default(),
         }
+    }
+
+    /// With a way to give the guest parts of BARs that it reaches without an exit.
+    #[must_use]
+    pub fn with_mapper(mut self, mapper: Arc<dyn BarMapper>) -> Self {
+        self.mapper = Some(mapper);
+        self
     }
 
     /// The lowest device number that is free: where [`RootBus::insert`] puts the next device. Its interrupt line
@@ -315,6 +328,14 @@ impl RootBus {
         self.assign_resources()
     }
 
+    /// Takes all BARs off the buses, and all functions off the bus: what they are made of can go. No vCPU runs.
+    pub fn close(&self) {
+        for bar in std::mem::take(&mut *lock(&self.decoded)).into_values() {
+            self.unmap(&bar);
+        }
+        write(&self.functions).clear();
+    }
+
     fn function(&self, devfn: u8) -> Option<Arc<dyn PciDevice>> {
         read(&self.functions).get(&devfn).cloned()
     }
@@ -369,6 +390,9 @@ impl RootBus {
                 }
             }
         }
+        if bar.space == Space::Memory {
+            self.map_pages(bar, &mut mapped);
+        }
         if bar.space == Space::Io {
             self.bind_ports(bar, &mut mapped);
         }
@@ -387,6 +411,20 @@ impl RootBus {
         }
         bar.mapped = Some(mapped);
         Ok(())
+    }
+
+    /// Gives the guest the pages of a memory BAR. What cannot be mapped exits.
+    fn map_pages(&self, bar: &Decoded, mapped: &mut Mapped) {
+        let Some(mapper) = &self.mapper else {
+            return;
+        };
+        for mapping in bar.window.device.mappings(bar.window.bar) {
+            let addr = bar.start + mapping.offset;
+            match mapper.map(addr, &mapping.pages) {
+                Ok(()) => mapped.pages.push(addr),
+                Err(error) => self.complain(bar, "map pages", mapping.offset, &error),
+            }
+        }
     }
 
     /// Binds the doorbells of an I/O BAR.
@@ -409,6 +447,11 @@ impl RootBus {
         let Some(mapped) = &bar.mapped else {
             return;
         };
+        for addr in &mapped.pages {
+            if let Some(Err(error)) = self.mapper.as_ref().map(|mapper| mapper.unmap(*addr)) {
+                self.complain(bar, "unmap pages", addr - bar.start, &error);
+            }
+        }
         for spec in &mapped.doorbells {
             if let Err(error) = self.doorbell.unbind(bar.start + spec.offset, &spec.event) {
                 self.complain(bar, "unbind the doorbell", spec.offset, &error);
@@ -510,6 +553,14 @@ fn size_bars(device: &Arc<dyn PciDevice>, mut write: impl FnMut(u16, u32)) -> Ve
             });
         }
         index += registers;
+    }
+    let rom = probe(ROM_ADDRESS) & !ROM_ENABLE;
+    if rom != 0 {
+        bars.push(WantedBar {
+            index: ROM_BAR,
+            window: WindowKind::Mmio32,
+            size: u64::from((!rom).wrapping_add(1)),
+        });
     }
     bars
 }

@@ -10,7 +10,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::l1::L1;
+use super::l1::{Flavour, L1};
 use super::measure::FIGURE_MARK;
 use super::runner::{self, Outcome};
 use super::{E2eTest, paths};
@@ -28,7 +28,7 @@ pub fn main(tests: Vec<E2eTest>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     let listing = arguments.list;
     let place = match if listing {
-        Ok(Place::Host)
+        Ok(Place::new(None))
     } else {
         choose_place()
     } {
@@ -42,9 +42,9 @@ pub fn main(tests: Vec<E2eTest>) -> ExitCode {
         eprintln!("e2e: cannot catch signals: {error}");
         return ExitCode::FAILURE;
     }
-    arguments.test_threads.get_or_insert(match *place {
-        Place::Host => CONCURRENT_ON_HOST,
-        Place::L1(_) => CONCURRENT_IN_L1,
+    arguments.test_threads.get_or_insert(match place.plain {
+        None => CONCURRENT_ON_HOST,
+        Some(_) => CONCURRENT_IN_L1,
     });
     let turns = Arc::new(RwLock::new(()));
     let figures = Arc::new(Mutex::new(Vec::new()));
@@ -81,18 +81,32 @@ pub fn main(tests: Vec<E2eTest>) -> ExitCode {
 }
 
 /// Where the tests run.
-enum Place {
-    /// On this machine's own KVM.
-    Host,
-    /// In the machine under QEMU.
-    L1(L1),
+struct Place {
+    /// The machine under QEMU; none if this machine's own KVM will do.
+    plain: Option<L1>,
+    /// The same with devices to give away, for the tests that need them. They come last.
+    passthrough: L1,
 }
 
 impl Place {
+    fn new(plain: Option<L1>) -> Self {
+        Place {
+            plain,
+            passthrough: L1::new(Flavour::Passthrough),
+        }
+    }
+
     fn run(&self, test: &E2eTest) -> Outcome {
-        match self {
-            Place::Host => runner::run(test),
-            Place::L1(l1) => l1
+        let l1 = if test.is_passthrough() {
+            // Two machines at once would only take each other's time.
+            self.plain.iter().for_each(L1::close);
+            Some(&self.passthrough)
+        } else {
+            self.plain.as_ref()
+        };
+        match l1 {
+            None => runner::run(test),
+            Some(l1) => l1
                 .run(&test.name, test.limit)
                 .unwrap_or_else(|error| Outcome {
                     failure: Some(format!("{error:#}")),
@@ -101,10 +115,12 @@ impl Place {
         }
     }
 
+    fn machines(&self) -> impl Iterator<Item = &L1> {
+        self.plain.iter().chain([&self.passthrough])
+    }
+
     fn close(&self) {
-        if let Place::L1(l1) = self {
-            l1.close();
-        }
+        self.machines().for_each(L1::close);
     }
 }
 
@@ -119,13 +135,13 @@ fn choose_place() -> Result<Place> {
     if on_host {
         eprintln!("e2e: the guests run on this machine's own KVM");
         paths::set_up_testbed(&[])?;
-        Ok(Place::Host)
+        Ok(Place::new(None))
     } else {
         eprintln!(
             "e2e: no VT-x or AMD-V with a usable /dev/kvm: the guests run in the test bed (L1, under QEMU)"
         );
         paths::set_up_testbed(&[])?;
-        Ok(Place::L1(L1::new()))
+        Ok(Place::new(Some(L1::new(Flavour::Plain))))
     }
 }
 
@@ -134,9 +150,7 @@ fn end_on_signals(place: Arc<Place>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            if let Place::L1(l1) = &*place {
-                l1.close_now();
-            }
+            place.machines().for_each(L1::close_now);
             std::process::exit(128 + signal);
         }
     });

@@ -33,8 +33,27 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(45);
 const REPLACEMENTS: u32 = 2;
 const CONSOLE_TAIL_LINES: usize = 40;
 
+/// What kind of machine L1 is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// The usual one.
+    Plain,
+    /// With an IOMMU and devices to give away.
+    Passthrough,
+}
+
+impl Flavour {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "l1",
+            Self::Passthrough => "l1-passthrough",
+        }
+    }
+}
+
 /// The machine, or the prospect of one.
 pub struct L1 {
+    flavour: Flavour,
     state: Mutex<State>,
 }
 
@@ -50,8 +69,9 @@ struct State {
 
 impl L1 {
     /// A machine that is not started yet.
-    pub fn new() -> Self {
+    pub fn new(flavour: Flavour) -> Self {
         L1 {
+            flavour,
             state: Mutex::default(),
         }
     }
@@ -113,7 +133,7 @@ impl L1 {
                 return Ok(session.clone());
             }
             state.started += 1;
-            match Session::start(state.started) {
+            match Session::start(self.flavour, state.started) {
                 Ok(session) => state.session = Some(session),
                 Err(error) => state.machine_lost(&format!("L1 did not start: {error:#}")),
             }
@@ -160,14 +180,14 @@ struct Session {
 type Waiting = Option<HashMap<u64, Sender<Outcome>>>;
 
 impl Session {
-    fn start(number: u32) -> Result<Arc<Self>> {
+    fn start(flavour: Flavour, number: u32) -> Result<Arc<Self>> {
         let begun = Instant::now();
         let deadline = begun + BOOT_LIMIT;
         let folder = tempfile::Builder::new().prefix("tripath-e2e.").tempdir()?;
         let socket = folder.path().join("channel");
         let listener = UnixListener::bind(&socket)?;
         let console = Arc::new(Mutex::new(VecDeque::new()));
-        let (process, ended) = spawn(&socket, number, console.clone())?;
+        let (process, ended) = spawn(flavour, &socket, number, console.clone())?;
         let connect = || -> Result<UnixStream> {
             // A QEMU that never starts would leave an accept waiting for ever.
             if !sys::wait_readable(listener.as_fd(), deadline)? {
@@ -191,7 +211,8 @@ impl Session {
         });
         match session {
             Ok(stream) => {
-                eprintln!("e2e: L1 is up after {:.1} s", begun.elapsed().as_secs_f64());
+                let seconds = begun.elapsed().as_secs_f64();
+                eprintln!("e2e: L1 ({flavour:?}) is up after {seconds:.1} s");
                 Ok(Arc::new(Session {
                     process,
                     ended: Mutex::new(ended),
@@ -250,6 +271,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Starts the machine, with threads that keep its console and that wait for its end.
 fn spawn(
+    flavour: Flavour,
     socket: &std::path::Path,
     number: u32,
     console: Arc<Mutex<VecDeque<String>>>,
@@ -265,6 +287,9 @@ fn spawn(
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
+    if flavour == Flavour::Passthrough {
+        command.arg("--passthrough");
+    }
     for name in ["TRIPATH_BIN", "RUST_BACKTRACE", "RUST_LOG"] {
         if let Ok(value) = std::env::var(name) {
             command.args(["--env", &format!("{name}={value}")]);
@@ -276,7 +301,7 @@ fn spawn(
         .arg("--agent");
     // The script ends QEMU when it is asked to end.
     sys::die_with_parent(&mut command, Signal::TERM);
-    let mut log = File::create(paths::logs().join(format!("l1-{number}.log")))?;
+    let mut log = File::create(paths::logs().join(format!("{}-{number}.log", flavour.name())))?;
     std::thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();

@@ -28,6 +28,7 @@ pub struct E2eTest {
     limit: Duration,
     alone: bool,
     own_network: bool,
+    passthrough: bool,
 }
 
 /// A test called `name`, with the usual time limit.
@@ -41,6 +42,7 @@ pub fn test(
         limit: Duration::from_secs(120),
         alone: false,
         own_network: false,
+        passthrough: false,
     }
 }
 
@@ -61,6 +63,17 @@ impl E2eTest {
     pub fn own_network(mut self) -> Self {
         self.own_network = true;
         self
+    }
+
+    /// Needs the devices that L1 has with `--passthrough`, and so runs there even where the host could run guests.
+    pub fn passthrough(mut self) -> Self {
+        self.passthrough = true;
+        self
+    }
+
+    /// Whether the test needs devices to give away.
+    pub fn is_passthrough(&self) -> bool {
+        self.passthrough
     }
 
     /// Whether the test runs beside no other.

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    BootConfig, CMDLINE_FOR_CONSOLE, CMDLINE_FOR_SERIAL, CharTarget, CpuConfig, DiskConfig,
-    DiskInterface, MachineConfig, MemoryConfig, NetConfig, NetInterface, OnPanic, OnReboot,
+    BootConfig, CMDLINE_FOR_CONSOLE, CMDLINE_FOR_SERIAL, CharTarget, CpuConfig, DeviceConfig,
+    DiskConfig, DiskInterface, MachineConfig, MemoryConfig, NetConfig, NetInterface, OnPanic,
+    OnReboot,
 };
 
 /// What was said about a machine; nothing is required here. The keys are those of the command line's options.
@@ -41,6 +42,8 @@ pub struct MachineFile {
     pub disk: Option<Vec<DiskConfig>>,
     /// Network interfaces.
     pub net: Option<Vec<NetConfig>>,
+    /// Functions of the host.
+    pub device: Option<Vec<DeviceConfig>>,
 }
 
 /// Nothing said what to boot.
@@ -66,6 +69,7 @@ impl MachineFile {
             memory: winner.memory.or(self.memory),
             disk: winner.disk.or(self.disk),
             net: winner.net.or(self.net),
+            device: winner.device.or(self.device),
         }
     }
 
@@ -123,6 +127,7 @@ impl MachineFile {
             memory: self.memory.unwrap_or_default(),
             disks,
             nets,
+            devices: self.device.unwrap_or_default(),
             serials,
             console: self.console,
             rng: self.rng.unwrap_or(other_virtio),
@@ -155,6 +160,7 @@ impl From<MachineConfig> for MachineFile {
             memory,
             disks,
             nets,
+            devices,
             serials,
             console,
             rng,
@@ -175,13 +181,16 @@ impl From<MachineConfig> for MachineFile {
             memory: Some(memory),
             disk: (!disks.is_empty()).then_some(disks),
             net: (!nets.is_empty()).then_some(nets),
+            device: (!devices.is_empty()).then_some(devices),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CpuAffinity, DiskInterface, DiskMedia, NetInterface, Network};
+    use super::super::{
+        CpuAffinity, DeviceSource, DiskInterface, DiskMedia, NetInterface, Network,
+    };
     use super::*;
 
     const EVERYTHING: &str = r#"
@@ -211,6 +220,15 @@ mod tests {
         tap = "tap0"
         if = "virtio"
         mac = "02:00:00:00:00:01"
+
+        [[device]]
+        host = "01:00.0"
+
+        [[device]]
+        host = "0000:02:00.1"
+        keep = true
+        rombar = false
+        trap = ["1", "0:0x1000+0x100"]
     "#;
 
     fn everything() -> MachineConfig {
@@ -262,6 +280,26 @@ mod tests {
                 interface: NetInterface::Virtio,
                 mac: Some("02:00:00:00:00:01".into()),
             }],
+            devices: vec![
+                DeviceConfig {
+                    source: DeviceSource::Function {
+                        address: "01:00.0".into(),
+                        keep: false,
+                    },
+                    force: false,
+                    rombar: true,
+                    trap: Vec::new(),
+                },
+                DeviceConfig {
+                    source: DeviceSource::Function {
+                        address: "0000:02:00.1".into(),
+                        keep: true,
+                    },
+                    force: false,
+                    rombar: false,
+                    trap: vec!["1".parse().unwrap(), "0:0x1000+0x100".parse().unwrap()],
+                },
+            ],
             serials: vec![
                 CharTarget::Stdio,
                 CharTarget::File("com2.log".into()),

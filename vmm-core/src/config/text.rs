@@ -62,6 +62,11 @@ pub enum ValueError {
         "{0:?} names an address of the guest: it has only one, so leave it out, as in tcp:8080-80"
     )]
     ForwardToGuestAddress(String),
+    /// Not `BAR[:OFFSET+LEN]`.
+    #[error(
+        "{0:?} is not part of a BAR: write BAR or BAR:OFFSET+LENGTH with a BAR from 0 to 5, such as 0:0x1000+0x100"
+    )]
+    NotATrap(String),
 }
 
 /// A number of bytes, written with a binary unit.

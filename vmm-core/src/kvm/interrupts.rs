@@ -144,6 +144,17 @@ impl IrqPin for GsiPin {
             log::error!("KVM: set interrupt line {} to {is}: {e}", self.gsi);
         }
     }
+
+    fn connect(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
+        Ok(self
+            .shared
+            .vm
+            .register_irqfd_with_resample(trigger, resample, self.gsi)?)
+    }
+
+    fn disconnect(&self, trigger: &EventFd) -> io::Result<()> {
+        Ok(self.shared.vm.unregister_irqfd(trigger, self.gsi)?)
+    }
 }
 
 impl MsiSink for Interrupts {

@@ -2,7 +2,9 @@
 
 mod interrupts;
 mod posted;
+mod slots;
 mod vcpu;
+mod vfio;
 mod vm;
 
 use std::io;
@@ -13,6 +15,7 @@ use thiserror::Error;
 pub use interrupts::Interrupts;
 pub use posted::{WaitingWrite, WriteRing};
 pub use vcpu::{Activity, KvmVcpu, ResetState, install_kick_handler, kick_signal};
+pub use vfio::{VfioError, VfioSharing, vfio_cdev};
 pub use vm::{IrqchipState, KvmVm};
 
 /// Where KVM is.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use devices::dma::GuestRam;
 use devices::irq::Doorbell;
+use devices::pci::BarMapper;
 use devices::posted::{PostedZone, Space};
 use kvm_bindings::{
     KVM_CAP_HALT_POLL, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
@@ -15,6 +16,7 @@ use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::slots::{FIRST_BAR_SLOT, Slots};
 use super::{Doing, Interrupts, KvmError, KvmSystem, KvmVcpu};
 use crate::layout;
 
@@ -23,6 +25,7 @@ use crate::layout;
 pub struct KvmVm {
     fd: Arc<VmFd>,
     interrupts: Interrupts,
+    slots: Arc<Slots>,
 }
 
 /// The interrupt controllers and the PIT as they were before the guest touched them.
@@ -58,7 +61,22 @@ impl KvmVm {
             ..Default::default()
         });
         let interrupts = Interrupts::new(Arc::clone(&fd))?;
-        Ok(Self { fd, interrupts })
+        let slots = Arc::new(Slots::new(Arc::clone(&fd)));
+        Ok(Self {
+            fd,
+            interrupts,
+            slots,
+        })
+    }
+
+    /// Memory slots for parts of BARs.
+    #[must_use]
+    pub fn bar_mapper(&self) -> Arc<dyn BarMapper> {
+        Arc::clone(&self.slots) as _
+    }
+
+    pub(super) fn fd(&self) -> &VmFd {
+        &self.fd
     }
 
     /// Interrupt lines and message-signalled interrupts.
@@ -73,7 +91,7 @@ impl KvmVm {
     /// [`KvmError::Ioctl`].
     #[allow(unsafe_code)]
     pub fn set_memory(&self, ram: &GuestRam) -> Result<(), KvmError> {
-        for (slot, region) in (0..).zip(ram.iter()) {
+        for (slot, region) in (0..FIRST_BAR_SLOT).zip(ram.iter()) {
             let region = kvm_userspace_memory_region {
                 slot,
                 flags: 0,

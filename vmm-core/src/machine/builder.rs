@@ -1,5 +1,6 @@
 //! Building a machine, in numbered steps. The user's mistakes show in the first ones, before anything is created.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use devices::bus::Bus;
@@ -7,6 +8,7 @@ use devices::console::PanicWitness;
 use devices::legacy::SLP_TYP_S5;
 use rustix::thread::sched_getaffinity;
 
+use super::assigned::{self, Claimed};
 use super::events::{Countdown, EventQueue, MachineEvent, PowerSwitch, QueueWaker, Signals};
 use super::lifecycle::start_at;
 use super::panic_probe::{PanicProbe, Suspicion};
@@ -37,7 +39,9 @@ impl Machine {
         let kvm = KvmSystem::open()?;
         let supported = kvm.supported_cpuid()?;
         check_cpus(&config.cpus, kvm.max_vcpus())?;
-        memory::check_fits(config.memory.size_bytes, cpuid::physical_bits(&supported))?;
+        let claimed = assigned::claim(&config.devices, config.memory.size_bytes)?;
+        let physical_bits = cpuid::physical_bits(&supported);
+        let pci_window = pci_window(config.memory.size_bytes, &claimed, physical_bits)?;
 
         // 2. The user's files, interfaces and terminals.
         let gate = Arc::new(VcpuGate::default());
@@ -52,6 +56,7 @@ impl Machine {
         let vm = kvm.create_vm()?;
         let ram = memory::create(&config.memory)?;
         vm.set_memory(&ram)?;
+        let assigned = assigned::open(&claimed, &vm, &ram)?;
         let (pio, mmio) = (Arc::new(Bus::new("pio")), Arc::new(Bus::new("mmio")));
         let posted = PostedQueue::new(vm.clone(), &pio, &mmio);
         let buses = Buses {
@@ -69,8 +74,9 @@ impl Machine {
         // 4. The devices.
         let power = Arc::new(PowerSwitch(Arc::clone(&queue)));
         let recall = gate.recall();
-        let wiring = Wiring::new(config, &vm, &buses, &ram, &mut events, power, recall)?;
-        let devices = wiring.add_all(config, backends)?;
+        let window = pci_window.clone();
+        let wiring = Wiring::new(window, &vm, &buses, &ram, &mut events, power, recall)?;
+        let devices = wiring.add_all(config, backends, assigned, &queue)?;
 
         // 5. The vCPUs, as they are to be after each reset.
         install_kick_handler()?;
@@ -79,16 +85,13 @@ impl Machine {
         let at_reset = AtReset::of(&kvm, &vm, &vcpus)?;
 
         // 6. Tables and kernel in memory, the boot processor at its entry.
-        let acpi = acpi_tables(config, &devices)?;
+        let acpi = acpi_tables(config, &devices, pci_window)?;
         acpi.write(&ram)?;
         let entry = boot.load(&ram, acpi.rsdp, RamState::Fresh)?;
         start_at(&vcpus[0], &entry)?;
 
         // 7. The threads, parked.
-        let on_stop: StopSink = {
-            let queue = Arc::clone(&queue);
-            Arc::new(move |report| queue.push(MachineEvent::VcpuStopped(report)))
-        };
+        let on_stop = stop_sink(&queue);
         let affinity = affinity(&config.cpus);
         let vcpus = VcpuThreads::start(vcpus, gate, &buses, &affinity, options.stats, &on_stop)
             .map_err(host("start vCPU threads"))?;
@@ -108,6 +111,7 @@ impl Machine {
             stats: options.stats,
             endpoints,
             taps,
+            claimed,
         })
     }
 }
@@ -124,6 +128,25 @@ impl AtReset {
             vcpus,
         })
     }
+}
+
+/// The 64-bit PCI window, with room for the BARs of what the guest gets.
+fn pci_window(
+    ram_bytes: u64,
+    claimed: &[Claimed],
+    physical_bits: u32,
+) -> Result<Range<u64>, MachineError> {
+    let bars_bytes = claimed
+        .iter()
+        .map(|one| one.bars_bytes)
+        .fold(0, u64::saturating_add);
+    memory::check_fits(ram_bytes, bars_bytes, physical_bits)?;
+    Ok(memory::pci_window(ram_bytes, bars_bytes))
+}
+
+fn stop_sink(queue: &Arc<EventQueue>) -> StopSink {
+    let queue = Arc::clone(queue);
+    Arc::new(move |report| queue.push(MachineEvent::VcpuStopped(report)))
 }
 
 fn check_cpus(cpus: &CpuConfig, limit: u32) -> Result<(), MachineError> {
@@ -205,7 +228,11 @@ fn create_vcpus(kvm: &KvmSystem, vm: &KvmVm, count: u32) -> Result<Vec<KvmVcpu>,
     Ok(vcpus)
 }
 
-fn acpi_tables(config: &MachineConfig, devices: &Devices) -> Result<AcpiTables, MachineError> {
+fn acpi_tables(
+    config: &MachineConfig,
+    devices: &Devices,
+    pci_mmio64: Range<u64>,
+) -> Result<AcpiTables, MachineError> {
     let com_ports = std::array::from_fn(|i| i < config.serials.len());
     Ok(acpi::build(&AcpiConfig {
         apic_ids: (0..config.cpus.count).collect(),
@@ -217,7 +244,7 @@ fn acpi_tables(config: &MachineConfig, devices: &Devices) -> Result<AcpiTables, 
         pvpanic: true,
         ide: devices.has_ide(),
         pci_slots: devices.pci_slots().to_vec(),
-        pci_mmio64: memory::pci_window(config.memory.size_bytes),
+        pci_mmio64,
         s5_sleep_type: SLP_TYP_S5,
     })?)
 }

@@ -9,16 +9,18 @@ use devices::console::CharError;
 use devices::ide::{IdeError, IdeMediumError};
 use devices::net::{MacError, TapError};
 use devices::pci::{E1000Error, RootBusError};
+use devices::vfio::{GuestDmaError, VfioFunctionError, VfioHostError};
 use devices::virtio::VirtioPciError;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
+use super::assigned::AssignError;
 use super::passt::PasstError;
 use crate::arch::acpi::AcpiError;
 use crate::boot::BootError;
 use crate::config::ConfigError;
 use crate::event_loop::EventLoopError;
-use crate::kvm::KvmError;
+use crate::kvm::{KvmError, VfioError};
 use crate::memory::MemoryError;
 
 /// Why a machine could not be built or run on.
@@ -79,6 +81,21 @@ pub enum MachineError {
     /// An e1000.
     #[error(transparent)]
     E1000(#[from] E1000Error),
+    /// A function of the host that is not to be had.
+    #[error(transparent)]
+    Assign(#[from] AssignError),
+    /// What assigned functions share.
+    #[error(transparent)]
+    Vfio(#[from] VfioError),
+    /// A function of the host that cannot be opened.
+    #[error(transparent)]
+    VfioHost(#[from] VfioHostError),
+    /// A function of the host that cannot be shown to the guest.
+    #[error(transparent)]
+    VfioFunction(#[from] VfioFunctionError),
+    /// Guest RAM for assigned functions.
+    #[error(transparent)]
+    GuestDma(#[from] GuestDmaError),
     /// A serial port or console.
     #[error(transparent)]
     Char(#[from] CharError),
@@ -136,6 +153,10 @@ impl MachineError {
             | Self::Passt(_)
             | Self::Mac(_)
             | Self::Char(_)
+            | Self::Vfio(VfioError::Container(_))
+            | Self::VfioHost(_)
+            | Self::VfioFunction(_)
+            | Self::GuestDma(_)
             | Self::Pci(_)
             | Self::Memory(MemoryError::TooMuch { .. } | MemoryError::Refused { .. })
             | Self::Kvm(
@@ -144,8 +165,10 @@ impl MachineError {
                 | KvmError::Lacks(_)
                 | KvmError::ApiVersion(_),
             ) => true,
+            Self::Assign(error) => error.is_users(),
             Self::Memory(_)
             | Self::Kvm(_)
+            | Self::Vfio(_)
             | Self::Acpi(_)
             | Self::Ram(_)
             | Self::Virtio(_)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use devices::legacy::{PowerControl, PowerEvent};
 use devices::sync::lock;
+use devices::vfio::FunctionLoss;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
@@ -35,13 +36,23 @@ pub enum MachineEvent {
     GraceOver,
     /// The guest printed what a kernel prints when it panics.
     PanicSuspected,
+    /// A function of the host is lost to the guest.
+    FunctionLost {
+        /// Where it is on the host.
+        device: String,
+        /// Why.
+        loss: FunctionLoss,
+    },
     /// It is time to look at the vCPUs of a guest that is suspected to have panicked.
     PanicSample,
 }
 
 impl MachineEvent {
     fn stops_guest(&self) -> bool {
-        matches!(self, Self::Power(_) | Self::VcpuStopped(_))
+        matches!(
+            self,
+            Self::Power(_) | Self::VcpuStopped(_) | Self::FunctionLost { .. }
+        )
     }
 }
 
@@ -89,7 +100,8 @@ impl EventQueue {
     /// Forgets what the guest did before it was reset; what the user wants stays.
     pub fn forget_guest(&self) {
         lock(&self.queue).retain(|e| {
-            !e.stops_guest()
+            let lost = matches!(e, MachineEvent::FunctionLost { .. });
+            (lost || !e.stops_guest())
                 && !matches!(e, MachineEvent::PanicSuspected | MachineEvent::PanicSample)
         });
     }

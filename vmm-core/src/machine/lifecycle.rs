@@ -69,6 +69,9 @@ impl Machine {
                 MachineEvent::Power(event) => self.on_power(event)?,
                 MachineEvent::VcpuStopped(report) => self.on_vcpu_stopped(report)?,
                 MachineEvent::Quit | MachineEvent::GraceOver => Some(Outcome::Ended),
+                MachineEvent::FunctionLost { device, loss } => {
+                    Some(Outcome::DeviceLost { device, loss })
+                }
                 MachineEvent::PanicSuspected => {
                     self.schedule_panic_sample()?;
                     None
@@ -188,15 +191,20 @@ impl Machine {
             mut events,
             queue,
             stats,
+            claimed,
             ..
         } = self;
         let counted = vcpus.finish();
         let patience = if asked_for { HASTE } else { PATIENCE };
         drain::output(&devices, &mut events, &queue, patience)?;
         devices.shut_down();
+        let report = stats.then(|| counted.report(&events.usage()));
+        // The loop's subscribers are the last to hold the devices; what was claimed for those goes back after them.
+        drop(events);
+        drop(claimed);
         Ok(Finished {
             outcome,
-            report: stats.then(|| counted.report(&events.usage())),
+            report,
             cache_filler: None,
         })
     }

@@ -3,7 +3,9 @@
 //!
 //! [`Machine::build`] opens what the user named and makes the machine; [`Machine::run`] runs it to its end.
 
+mod assigned;
 mod builder;
+pub mod claims;
 mod crash;
 mod drain;
 mod error;
@@ -26,10 +28,13 @@ use crate::kvm::{IrqchipState, ResetState};
 use crate::stats::Report;
 use crate::vcpu::VcpuThreads;
 
+pub use assigned::AssignError;
 pub use crash::CrashReport;
+pub use devices::vfio::FunctionLoss;
 pub use error::MachineError;
 pub use passt::PasstError;
 
+use assigned::Claimed;
 use events::{Countdown, EventQueue};
 use panic_probe::PanicProbe;
 use wiring::Devices;
@@ -54,6 +59,13 @@ pub enum Outcome {
     Panicked,
     /// The guest crashed.
     Crashed(Box<CrashReport>),
+    /// A function of the host that the guest had is lost.
+    DeviceLost {
+        /// Which.
+        device: String,
+        /// Why.
+        loss: FunctionLoss,
+    },
 }
 
 /// A run that is over.
@@ -85,6 +97,8 @@ pub struct Machine {
     stats: bool,
     endpoints: Vec<(String, String)>,
     taps: Vec<(String, String)>,
+    /// Held to the end, when the devices are gone.
+    claimed: Vec<Claimed>,
 }
 
 impl Machine {

@@ -1,5 +1,6 @@
 //! The only place that joins configuration to devices: one function per kind.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use devices::block::{BlockBackend, RawFile, RawOptions};
@@ -21,9 +22,12 @@ use devices::pci::{
 };
 use devices::posted::{PostedWrites, PostedZone, Space};
 use devices::recall::Recall;
+use devices::vfio::host::PciAddress;
+use devices::vfio::{GuestDma, HostFunction, VfioFunction, VfioOptions};
 use devices::virtio::{Blk, Console, Net, Rng, VirtioDevice, VirtioPci};
 
 use super::MachineError;
+use super::assigned::Assigned;
 use super::events::{EventQueue, MachineEvent};
 use super::passt::Passt;
 use crate::config::{
@@ -196,6 +200,8 @@ pub struct Devices {
     posted: Arc<dyn PostedWrites>,
     virtio: Vec<Arc<VirtioPci>>,
     ide: Option<Arc<Ide>>,
+    assigned: Vec<Arc<VfioFunction>>,
+    dma: Option<GuestDma>,
     slots: Vec<u8>,
     outputs: Vec<OutputGauge>,
     passts: Vec<Passt>,
@@ -247,6 +253,12 @@ impl Devices {
         if let Some(ide) = &self.ide {
             ide.shutdown();
         }
+        for function in &self.assigned {
+            function.shutdown();
+        }
+        // They are stopped: nothing reaches RAM or their registers any more.
+        drop(self.dma);
+        self.root.close();
         for passt in self.passts {
             passt.end();
         }
@@ -265,13 +277,14 @@ pub struct Wiring<'a> {
     config_ports: Arc<PciConfigPorts>,
     resettable: Vec<Arc<dyn Reset>>,
     virtio: Vec<Arc<VirtioPci>>,
+    assigned: Vec<Arc<VfioFunction>>,
     slots: Vec<u8>,
 }
 
 impl<'a> Wiring<'a> {
-    /// The PCI root bus and its configuration ports, and nothing else yet.
+    /// The PCI root bus with its 64-bit window and its configuration ports, and nothing else yet.
     pub fn new(
-        config: &MachineConfig,
+        pci_window: Range<u64>,
         vm: &'a KvmVm,
         buses: &'a Buses,
         ram: &'a Arc<GuestRam>,
@@ -281,17 +294,13 @@ impl<'a> Wiring<'a> {
     ) -> Result<Self, MachineError> {
         let windows = PciWindows {
             mmio32: layout::PCI_MMIO32,
-            mmio64: memory::pci_window(config.memory.size_bytes),
+            mmio64: pci_window,
             io: layout::PCI_IO,
         };
         let doorbell: Arc<dyn Doorbell> = Arc::new(vm.clone());
-        let root = Arc::new(RootBus::new(
-            &buses.mmio,
-            &buses.pio,
-            doorbell,
-            Arc::clone(&buses.posted),
-            windows,
-        ));
+        let posted = Arc::clone(&buses.posted);
+        let root = RootBus::new(&buses.mmio, &buses.pio, doorbell, posted, windows);
+        let root = Arc::new(root.with_mapper(vm.bar_mapper()));
         let on_reset = {
             let power = Arc::clone(&power);
             Box::new(move || power.request(PowerEvent::Reset(ResetSource::ResetControl)))
@@ -319,6 +328,7 @@ impl<'a> Wiring<'a> {
             config_ports,
             resettable: Vec::new(),
             virtio: Vec::new(),
+            assigned: Vec::new(),
             slots: vec![slot],
         })
     }
@@ -328,6 +338,8 @@ impl<'a> Wiring<'a> {
         mut self,
         config: &MachineConfig,
         backends: Backends,
+        assigned: Assigned,
+        queue: &Arc<EventQueue>,
     ) -> Result<Devices, MachineError> {
         let Backends {
             disks,
@@ -366,6 +378,10 @@ impl<'a> Wiring<'a> {
             let device = Rng::new("virtio-rng0".into()).map_err(host("create a virtio device"))?;
             self.add_virtio(Box::new(device))?;
         }
+        let Assigned { dma, functions } = assigned;
+        for (address, host, options) in functions {
+            self.add_assigned(address, host, &options, queue)?;
+        }
         self.root.assign_resources()?;
         Ok(Devices {
             vm: self.vm.clone(),
@@ -376,6 +392,8 @@ impl<'a> Wiring<'a> {
             posted: Arc::clone(&self.buses.posted),
             virtio: self.virtio,
             ide,
+            assigned: self.assigned,
+            dma,
             slots: self.slots,
             outputs,
             passts,
@@ -516,6 +534,30 @@ impl<'a> Wiring<'a> {
         self.events.add(&name, Box::new(function.subscriber()));
         self.insert(Arc::clone(&function) as Arc<dyn PciDevice>, slot)?;
         self.virtio.push(function);
+        Ok(())
+    }
+
+    /// A function of the host's.
+    fn add_assigned(
+        &mut self,
+        address: PciAddress,
+        host: Arc<dyn HostFunction>,
+        options: &VfioOptions,
+        queue: &Arc<EventQueue>,
+    ) -> Result<(), MachineError> {
+        let name = format!("vfio-{address}");
+        let (slot, line) = self.next_slot(&name)?;
+        let msi: Arc<dyn MsiSink> = Arc::new(self.vm.interrupts().clone());
+        let function = VfioFunction::new(name.clone(), host, options, msi, line)?;
+        let queue = Arc::clone(queue);
+        let on_loss = Box::new(move |loss| {
+            let device = address.to_string();
+            queue.push(MachineEvent::FunctionLost { device, loss });
+        });
+        self.events
+            .add(&name, Box::new(function.subscriber(on_loss)));
+        self.insert(Arc::clone(&function) as Arc<dyn PciDevice>, slot)?;
+        self.assigned.push(function);
         Ok(())
     }
 

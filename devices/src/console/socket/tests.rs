@@ -105,7 +105,7 @@ fn only_the_end_is_kept() {
 fn a_client_that_does_not_read_holds_output_back_and_lacks_nothing() {
     let mut f = Fixture::new();
     let mut client = f.connect();
-    let mut sent = Vec::new();
+    let mut sent: Vec<u8> = Vec::new();
     let refused = loop {
         let piece: Vec<u8> = (sent.len()..sent.len() + 1000).map(|i| i as u8).collect();
         match f.backend.write(&piece) {

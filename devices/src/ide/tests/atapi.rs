@@ -127,8 +127,8 @@ fn absurd_lengths_are_refused_or_cut() {
     ] {
         assert_eq!(rig.refused(packet), (5, 0x21, 0));
     }
-    assert_eq!(rig.ask(2, &[0x28]), []);
-    assert_eq!(rig.ask(2, &[0x12, 0, 0, 0, 0]), []);
+    assert_eq!(rig.ask(2, &[0x28]), [0_u8; 0]);
+    assert_eq!(rig.ask(2, &[0x12, 0, 0, 0, 0]), [0_u8; 0]);
     assert_eq!(rig.ask(0xfffe, &[0x12, 0, 0, 0xff, 0xff]).len(), 36);
     assert_eq!(rig.ask(0xfffe, &[0x12, 0, 0, 0, 5]).len(), 5);
     assert_eq!(rig.refused(&[0x55]), (5, 0x20, 0));
@@ -142,7 +142,7 @@ fn absurd_lengths_are_refused_or_cut() {
 #[test]
 fn what_sr_asks_for() {
     let rig = Rig::with_medium();
-    assert_eq!(rig.ask(0xfffe, &[0]), []);
+    assert_eq!(rig.ask(0xfffe, &[0]), [0_u8; 0]);
     assert_eq!(rig.ask(0xfffe, &[0x25]), [0, 0, 1, 0xff, 0, 0, 8, 0]);
     let toc = rig.ask(0xfffe, &[0x43, 0, 0, 0, 0, 0, 0, 1, 0]);
     assert_eq!(
@@ -188,18 +188,18 @@ fn the_tray() {
     const LOAD: [u8; 5] = [0x1b, 0, 0, 0, 3];
     const EVENT: [u8; 9] = [0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8];
     let rig = Rig::with_medium();
-    assert_eq!(rig.ask(2, &[0x1e, 0, 0, 0, 1]), []);
+    assert_eq!(rig.ask(2, &[0x1e, 0, 0, 0, 1]), [0_u8; 0]);
     assert_eq!(rig.refused(&EJECT), (5, 0x53, 2));
-    assert_eq!(rig.ask(2, &[0x1e, 0, 0, 0, 0]), []);
-    assert_eq!(rig.ask(2, &EJECT), []);
+    assert_eq!(rig.ask(2, &[0x1e, 0, 0, 0, 0]), [0_u8; 0]);
+    assert_eq!(rig.ask(2, &EJECT), [0_u8; 0]);
     assert_eq!(rig.refused(&[0]), (2, 0x3a, 2));
     assert_eq!(rig.refused(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1]), (2, 0x3a, 2));
     assert_eq!(rig.ask(8, &EVENT)[4..6], [3, 1]);
     assert_eq!(rig.ask(8, &EVENT)[4..6], [0, 1], "told once");
-    assert_eq!(rig.ask(2, &LOAD), []);
+    assert_eq!(rig.ask(2, &LOAD), [0_u8; 0]);
     assert_eq!(rig.refused(&[0]), (6, 0x28, 0));
     assert_eq!(rig.ask(8, &EVENT)[4..6], [2, 2]);
-    assert_eq!(rig.ask(2, &[0]), []);
+    assert_eq!(rig.ask(2, &[0]), [0_u8; 0]);
 }
 
 #[test]
