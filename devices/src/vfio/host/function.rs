@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use pci_ids::FromId;
 use serde::Serialize;
 
 use super::address::PciAddress;
 use super::config_space::{ConfigSpace, Vectors};
+use super::names;
 use super::root::{Host, link_name};
 
 /// Flags of a region in `resource` (`linux/ioport.h`).
@@ -178,12 +178,11 @@ impl PciFunction {
     /// `Intel Corporation 82576 Virtual Function`, or the numbers where the database has no name.
     #[must_use]
     pub fn name(&self) -> String {
-        match pci_ids::Device::from_vid_pid(self.vendor, self.device) {
-            Some(device) => format!("{} {}", device.vendor().name(), device.name()),
-            None => match pci_ids::Vendor::from_id(self.vendor) {
-                Some(vendor) => format!("{} device {:04x}", vendor.name(), self.device),
-                None => format!("device {:04x}:{:04x}", self.vendor, self.device),
-            },
+        let device = names::device(self.vendor, self.device);
+        match (names::vendor(self.vendor), device) {
+            (Some(vendor), Some(device)) => format!("{vendor} {device}"),
+            (Some(vendor), None) => format!("{vendor} device {:04x}", self.device),
+            (None, _) => format!("device {:04x}:{:04x}", self.vendor, self.device),
         }
     }
 
@@ -191,8 +190,8 @@ impl PciFunction {
     #[must_use]
     pub fn class_name(&self) -> String {
         let [_, class, subclass, _] = self.class.to_be_bytes();
-        match pci_ids::Subclass::from_cid_sid(class, subclass) {
-            Some(subclass) => subclass.name().to_owned(),
+        match names::subclass(class, subclass) {
+            Some(name) => name.to_owned(),
             None => format!("class {class:02x}{subclass:02x}"),
         }
     }

@@ -22,6 +22,7 @@ pub mod iommu;
 pub mod isolation;
 mod kernel;
 pub mod memory;
+mod names;
 pub mod netlink;
 pub mod reason;
 pub mod recover;
