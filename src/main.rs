@@ -8,6 +8,7 @@ mod commands;
 mod exit_code;
 mod logging;
 mod machine_file;
+mod startup;
 mod stats_table;
 mod terminal;
 

@@ -9,7 +9,7 @@ use vmm_core::machine::{Finished, FunctionLoss, Machine, Options, Outcome};
 use super::doctor;
 use crate::cli::RunArgs;
 use crate::exit_code::{Exit, UserError};
-use crate::{logging, machine_file, stats_table, terminal};
+use crate::{logging, machine_file, startup, stats_table, terminal};
 
 /// Runs the command.
 ///
@@ -56,6 +56,7 @@ fn launch(config: &MachineConfig, stats: bool) -> anyhow::Result<Finished> {
         // Such a guest may fail after minutes, or never get anywhere.
         logging::tell(&format!("warning: {note}"));
     }
+    startup::leave();
     let _restore = terminal::RestoreOnDrop;
     if uses_stdio(config) {
         terminal::make_raw()?;
