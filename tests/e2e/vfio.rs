@@ -47,7 +47,6 @@ pub fn tests() -> Vec<E2eTest> {
         test("vfio::a_bar_moves", bar_moves),
         test("vfio::anything_in_configuration_space", anything),
         test("vfio::the_host_wants_it_back", wanted_back),
-        test("vfio::killed", killed).limit(300),
         test("vfio::missing", missing),
     ];
     all.into_iter().map(E2eTest::passthrough).collect()
@@ -429,51 +428,6 @@ fn wanted_back(ctx: &Ctx) -> Result<()> {
         .join()
         .map_err(|_| anyhow::anyhow!("unbinding panicked"))??;
     ensure!(!sysfs(E1000E).join("driver").exists(), "it is still bound");
-    Ok(())
-}
-
-/// The VMM is killed while its guest uses a drive and a virtual function. `recover` puts both back, and so does the
-/// next start; each time the host's own driver reads the drive.
-fn killed(ctx: &Ctx) -> Result<()> {
-    let _igb = start_physical_function()?;
-    run("modprobe", &["nvme"])?;
-    let is_back = || {
-        let driver = fs::read_link(sysfs(NVME).join("driver"))?;
-        ensure!(driver.ends_with("nvme"), "the drive is on {driver:?}");
-        no_virtual_functions()?;
-        sha256_of_drive(1).map(drop)
-    };
-    sha256_of_drive(1)?;
-    for next_start in [false, true] {
-        let mut vm = guest(ctx, &[NVME])
-            .option("--device", virtual_function(0))
-            .module("nvme")
-            .module("igbvf")
-            .job(&format!(
-                "{NIC_JOB}
-                 wait_for /dev/nvme0n1
-                 start_nic eth0 192.168.50.2/24
-                 echo RUNNING
-                 dd if=/dev/nvme0n1 of=/dev/null iflag=direct"
-            ))
-            .spawn()?;
-        vm.wait_for("RUNNING", BOOT)?;
-        // Dropping it sends SIGKILL, and waits for the end.
-        drop(vm);
-        if next_start {
-            let mut other = guest(ctx, &[E1000E]).job("echo UP; read line").spawn()?;
-            other.wait_for("UP", BOOT)?;
-            is_back()?;
-            other.send("\n")?;
-            other.wait_success(BOOT)?;
-        } else {
-            let status = Command::new(&ctx.binary)
-                .args(["vfio", "recover"])
-                .status()?;
-            ensure!(status.success(), "recover: {status}");
-            is_back()?;
-        }
-    }
     Ok(())
 }
 
