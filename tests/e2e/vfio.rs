@@ -3,13 +3,13 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::harness::host::{driver, output, run, sysfs, wait_until};
 use crate::harness::vm::{BOOT, Vm};
 use crate::harness::{Ctx, E2eTest, Kernel, test};
 
@@ -47,6 +47,7 @@ pub fn tests() -> Vec<E2eTest> {
         test("vfio::a_bar_moves", bar_moves),
         test("vfio::anything_in_configuration_space", anything),
         test("vfio::the_host_wants_it_back", wanted_back),
+        test("vfio::killed", killed).limit(400),
         test("vfio::missing", missing),
     ];
     all.into_iter().map(E2eTest::passthrough).collect()
@@ -318,7 +319,7 @@ fn dma_containment(ctx: &Ctx) -> Result<()> {
     vm.wait_for("READY", BOOT)?;
     vm.wait_for("LIVES", BOOT)?;
     vm.wait_success(BOOT)?;
-    let log = kernel_log()?;
+    let log = output("dmesg", &[])?;
     let (_, log) = log.split_once(&mark).context("the mark is gone")?;
     let fault = log
         .lines()
@@ -431,6 +432,44 @@ fn wanted_back(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
+/// The VMM is killed while its guest uses a drive and a virtual function. `recover` puts both back, and so does the
+/// next start, which wants neither; each time the host's own driver reads the drive.
+fn killed(ctx: &Ctx) -> Result<()> {
+    let _igb = start_physical_function()?;
+    run("modprobe", &["nvme"])?;
+    for next_start in [false, true] {
+        bind(NVME)?;
+        let mut vm = guest(ctx, &[NVME])
+            .option("--device", virtual_function(0))
+            .module("nvme")
+            .module("igbvf")
+            .job(&format!(
+                "{NIC_JOB}
+                 wait_for /dev/nvme0n1
+                 start_nic eth0 192.168.50.2/24
+                 ping -c 1 -w 30 {PF} >/dev/null
+                 echo RUNNING
+                 dd if=/dev/nvme0n1 of=/dev/null iflag=direct"
+            ))
+            .spawn()?;
+        vm.wait_for("RUNNING", BOOT)?;
+        // Dropping it sends SIGKILL, and waits for the end.
+        drop(vm);
+        ensure!(driver(NVME).as_deref() == Some("vfio-pci"), "not taken");
+        if next_start {
+            self::vm(ctx).job("true").spawn()?.wait_success(BOOT)?;
+        } else {
+            let told = output(&ctx.binary.to_string_lossy(), &["vfio", "recover"])?;
+            ensure!(told.contains("back on nvme"), "{told}");
+        }
+        let driver = driver(NVME);
+        ensure!(driver.as_deref() == Some("nvme"), "it is on {driver:?}");
+        no_virtual_functions()?;
+        sha256_of_drive(1)?;
+    }
+    Ok(())
+}
+
 fn missing(ctx: &Ctx) -> Result<()> {
     let vm = vm(ctx).option("--device", "host=00ff:01:00.0").spawn()?;
     let exit = vm.wait_exit(BOOT)?;
@@ -492,8 +531,12 @@ fn virtual_function(guest: usize) -> String {
     format!("pf={IGB},vf=auto,mac={}", mac_of(guest))
 }
 
-fn sysfs(address: &str) -> PathBuf {
-    Path::new("/sys/bus/pci/devices").join(address)
+/// To the driver that is loaded for it.
+fn bind(address: &str) -> Result<()> {
+    if driver(address).is_none() {
+        fs::write("/sys/bus/pci/drivers_probe", address)?;
+    }
+    Ok(())
 }
 
 fn unbind(folder: &Path) -> Result<()> {
@@ -524,9 +567,7 @@ impl Drop for PhysicalFunction {
 fn start_physical_function() -> Result<PhysicalFunction> {
     run("modprobe", &["igb"])?;
     let folder = sysfs(IGB);
-    if !folder.join("driver").exists() {
-        fs::write("/sys/bus/pci/drivers_probe", IGB)?;
-    }
+    bind(IGB)?;
     let mut interfaces = fs::read_dir(folder.join("net")).context("igb has no interface")?;
     let interface = interfaces
         .next()
@@ -562,35 +603,11 @@ fn mac_of(guest: usize) -> String {
 /// The SHA-256 of the first mebibytes of the drive, read by L1's own driver.
 fn sha256_of_drive(mib: usize) -> Result<String> {
     run("modprobe", &["nvme"])?;
-    fs::write("/sys/bus/pci/drivers_probe", NVME)?;
+    bind(NVME)?;
     wait_until("/dev/nvme0n1", || Path::new("/dev/nvme0n1").exists())?;
     let mut data = vec![0; mib << 20];
     File::open("/dev/nvme0n1")?.read_exact(&mut data)?;
     unbind(&sysfs(NVME))?;
     let digest = Sha256::digest(&data);
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn kernel_log() -> Result<String> {
-    let output = Command::new("dmesg").output()?;
-    ensure!(output.status.success(), "dmesg failed");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(arguments).output()?;
-    if !output.status.success() {
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        bail!("{program} {}: {error}", arguments.join(" "));
-    }
-    Ok(())
-}
-
-fn wait_until(what: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !ready() {
-        ensure!(Instant::now() < deadline, "no {what} within 30 s");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }

@@ -9,7 +9,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use devices::vfio::host::claim::{Lease, take};
@@ -20,6 +19,7 @@ use serde_json::Value;
 use vmm_core::config::{DeviceConfig, DeviceTable};
 use vmm_core::machine::claims::requests;
 
+use crate::harness::host::{driver, name_behind, output, run, sysfs, wait_until};
 use crate::harness::{Ctx, E2eTest, sys, test};
 
 static IGB: Place = Place(LazyLock::new(|| find("0x10c9", "")));
@@ -705,19 +705,6 @@ fn nothing_is_left() -> Result<()> {
     Ok(())
 }
 
-fn sysfs(address: &str) -> PathBuf {
-    Path::new("/sys/bus/pci/devices").join(address)
-}
-
-fn name_behind(link: &Path) -> Option<String> {
-    let target = fs::read_link(link).ok()?;
-    Some(target.file_name()?.to_string_lossy().into_owned())
-}
-
-fn driver(address: &str) -> Option<String> {
-    name_behind(&sysfs(address).join("driver"))
-}
-
 fn group_of(address: &str) -> Result<String> {
     name_behind(&sysfs(address).join("iommu_group")).context("no group")
 }
@@ -746,28 +733,4 @@ fn function_below(port: &str) -> Result<String> {
         }
     }
     bail!("nothing below {port}")
-}
-
-fn output(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output()?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{program} {}: {error}",
-        arguments.join(" ")
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    output(program, arguments).map(drop)
-}
-
-fn wait_until(what: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !ready() {
-        ensure!(Instant::now() < deadline, "no {what} within 30 s");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cpio;
 pub mod dhcp;
 pub mod front;
+pub mod host;
 pub mod in_place;
 pub mod iso;
 pub mod l1;

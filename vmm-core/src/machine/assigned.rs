@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use devices::dma::GuestRam;
 use devices::vfio::host::claim::{self, ClaimError, Lease};
+use devices::vfio::host::recover::recover_in_passing;
 use devices::vfio::host::state::StateFolder;
 use devices::vfio::host::{Host, PciAddress};
 use devices::vfio::{GuestDma, HostFunction, Trap, VfioHost, VfioOptions};
@@ -54,17 +55,19 @@ pub struct Claimed {
 }
 
 /// Claims the user's functions for a guest with so much RAM: all or none. Nothing of the machine exists yet; what is
-/// returned must outlive all that opens the functions.
+/// returned must outlive all that opens the functions. What killed runs had goes back, whether this one wants any or
+/// not.
 ///
 /// # Errors
 /// [`AssignError`].
 pub fn claim(devices: &[DeviceConfig], ram_bytes: u64) -> Result<Vec<Claimed>, AssignError> {
-    if devices.is_empty() {
-        return Ok(Vec::new());
-    }
     let requests = requests(devices)?;
     let host = Arc::new(Host::this());
     let state = StateFolder::of_caller(&host);
+    if requests.is_empty() {
+        recover_in_passing(&host, &state);
+        return Ok(Vec::new());
+    }
     let leases = claim::take(&host, &state, &requests, ram_bytes)?;
     let claimed = devices.iter().zip(leases);
     Ok(claimed

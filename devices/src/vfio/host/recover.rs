@@ -66,6 +66,35 @@ pub fn recover(host: &Host, state: &StateFolder, lock: &Lock) -> Result<Recovere
     Ok(recovered)
 }
 
+/// [`recover`] for a start that needs nothing of it: it waits for nobody unless there is something to undo, and what
+/// does not work is logged.
+pub fn recover_in_passing(host: &Host, state: &StateFolder) {
+    let recovered = match is_needed(host, state) {
+        Ok(false) => return,
+        Ok(true) => state.lock().and_then(|lock| recover(host, state, &lock)),
+        Err(error) => Err(error),
+    };
+    match recovered {
+        Ok(recovered) => {
+            for problem in recovered.problems {
+                log::warn!("what a killed run left: {problem}");
+            }
+        }
+        Err(error) => log::warn!("what a killed run left: {error}"),
+    }
+}
+
+/// Whether a run that was killed has left something, or one is at this moment taking its functions.
+fn is_needed(host: &Host, state: &StateFolder) -> Result<bool, StateError> {
+    let claims = state.claims()?.0;
+    if claims.iter().any(|claim| !claim.owner.lives(host)) {
+        return Ok(true);
+    }
+    let in_use = |pf| claims.iter().any(|claim| claim.is_below(pf));
+    let changes = state.changes()?;
+    Ok(changes.iter().any(|change| !in_use(change.pf)))
+}
+
 fn told(claim: &Claim) -> String {
     let Claim {
         function,
@@ -181,10 +210,7 @@ pub(super) fn undo_change(
         return Ok(false);
     };
     let claims = state.claims()?;
-    let taken = claims
-        .0
-        .iter()
-        .any(|claim| claim.vf.as_ref().is_some_and(|vf| vf.pf == pf));
+    let taken = claims.0.iter().any(|claim| claim.is_below(pf));
     let Some(function) = PciFunction::read(host, pf) else {
         state.forget_change(lock, pf)?;
         return Ok(true);

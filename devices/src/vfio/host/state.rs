@@ -121,6 +121,14 @@ pub struct Claim {
     pub vf: Option<VfClaim>,
 }
 
+impl Claim {
+    /// Whether it is of a VF of that PF.
+    #[must_use]
+    pub fn is_below(&self, pf: PciAddress) -> bool {
+        self.vf.as_ref().is_some_and(|vf| vf.pf == pf)
+    }
+}
+
 /// What was changed on a PF for the sake of VFs that runs have. The last of these runs undoes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

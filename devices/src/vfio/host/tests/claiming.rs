@@ -2,7 +2,7 @@
 
 use super::super::claim::{ClaimError, Lease, Request, Target, take};
 use super::super::netlink::VfSettings;
-use super::super::recover::{Recovered, recover};
+use super::super::recover::{Recovered, recover, recover_in_passing};
 use super::super::sriov::{self, SriovError};
 use super::super::testing::{Fake, NVME, PAIR, PF, stat};
 use super::*;
@@ -431,8 +431,12 @@ fn whenever_a_run_is_killed_everything_comes_back() {
                 .is_ok();
             fake.inner().dies_after = None;
             kill(&fake);
+            recover_in_passing(&fake.host, &fake.state());
             let recovered = recover_now(&fake);
-            assert!(recovered.problems.is_empty(), "{changes}: {recovered:?}");
+            assert!(
+                recovered.problems.is_empty() && recovered.done.is_empty(),
+                "{changes}: {recovered:?}"
+            );
             assert_eq!(files(&fake), ["lock"], "{changes}");
             assert_eq!(fake.driver(NVME).as_deref(), Some("nvme"), "{changes}");
             assert_eq!(read(&fake, NVME).driver_override, None, "{changes}");
@@ -457,6 +461,19 @@ fn whenever_a_run_is_killed_everything_comes_back() {
             }
         }
     }
+}
+
+#[test]
+fn a_start_that_needs_nothing_spares_who_lives() {
+    let fake = Fake::new();
+    recover_in_passing(&fake.host, &fake.state());
+    assert!(files(&fake).is_empty());
+    let leases = claim(&fake, &[whole(NVME), with_mac()]).unwrap();
+    let changes = fake.inner().changes.len();
+    recover_in_passing(&fake.host, &fake.state());
+    assert_eq!(fake.inner().changes.len(), changes);
+    drop(leases);
+    assert_eq!(files(&fake), ["lock"]);
 }
 
 /// The same for the recovery itself.
