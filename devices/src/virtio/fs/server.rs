@@ -374,8 +374,12 @@ impl Server {
         }
         let node = self.nodes.get_mut(node)?;
         node.opens = node.opens.saturating_add(1);
+        let more = match kind {
+            FileType::Directory => FOPEN_CACHE_DIR,
+            _ => FOPEN_NOFLUSH,
+        };
         let out = fuse_open_out {
-            open_flags: FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR | FOPEN_NOFLUSH,
+            open_flags: FOPEN_KEEP_CACHE | more,
             ..fuse_open_out::default()
         };
         Ok(out.as_bytes().to_vec())
