@@ -7,7 +7,7 @@ use thiserror::Error;
 use vmm_core::config::text::{ByteSize, ValueError};
 use vmm_core::config::{
     CpuConfig, DeviceConfig, DeviceTable, DeviceTableError, DiskConfig, DiskInterface, DiskMedia,
-    HostForward, MemoryConfig, NetConfig, NetInterface, NetTable, NetTableError,
+    HostForward, MemoryConfig, NetConfig, NetInterface, NetTable, NetTableError, ShareConfig,
 };
 
 /// What is wrong with an option's value.
@@ -122,6 +122,15 @@ pub fn net(text: &str) -> Result<NetConfig, ArgError> {
         mac: pairs.take("mac"),
     };
     Ok(table.try_into()?)
+}
+
+/// The value of `--share`.
+pub fn share(text: &str) -> Result<ShareConfig, ArgError> {
+    let mut pairs = Pairs::parse(split_at_commas(text), &["path", "tag"])?;
+    Ok(ShareConfig {
+        path: pairs.required("path")?.into(),
+        tag: pairs.required("tag")?,
+    })
 }
 
 /// The value of `--device`. `trap=` may be repeated.
@@ -286,6 +295,7 @@ mod tests {
                 { user = true },
                 { user = true, hostfwd = ["tcp:8080-80", "udp:127.0.0.1:53-53"], mac = "m" },
             ]
+            share = [{ path = "d,e", tag = "t" }]
             device = [
                 { host = "01:00.0" },
                 { host = "0000:01:10.0", rombar = false, trap = ["0", "2:0x10+0x20"] },
@@ -313,6 +323,7 @@ mod tests {
         ]
         .map(|text| net(text).unwrap());
         assert_eq!(file.net.unwrap(), nets);
+        assert_eq!(file.share.unwrap(), [share("path=d,,e,tag=t").unwrap()]);
         let devices = [
             "host=01:00.0,rombar=on",
             "host=0000:01:10.0,trap=0,rombar=off,trap=2:16+32",
@@ -392,6 +403,14 @@ mod tests {
             (
                 disk("readonly=on").map(drop),
                 "key \"path\" is missing".into(),
+            ),
+            (
+                share("path=/a").map(drop),
+                "key \"tag\" is missing".into(),
+            ),
+            (
+                share("path=/a,tag=t,readonly=off").map(drop),
+                "unknown key \"readonly\" (the keys are path, tag)".into(),
             ),
             (disk("path=").map(drop), "key \"path\" has no value".into()),
             (

@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vmm_core::config::{
     CharTarget, CpuConfig, DeviceConfig, DiskConfig, MachineFile, MemoryConfig, NetConfig, OnPanic,
-    OnReboot,
+    OnReboot, ShareConfig,
 };
 
 use crate::args;
@@ -98,14 +98,17 @@ The machine file has the same keys and values as the options, without the dashes
     readonly = true
     [[net]]
     tap = \"tap0\"
+    [[share]]
+    path = \"tree\"
+    tag = \"data\"
     [[device]]
     host = \"01:00.0\"
 
 An option replaces the file's key of the same name as a whole: --disk replaces
 all the file's disks, --cpus its affinities too.
 
-Within the value of --cpus, --memory, --disk, --net and --device a comma is
-written twice:
+Within the value of --cpus, --memory, --disk, --net, --share and --device a
+comma is written twice:
 --disk path=a,,b is the file \"a,b\". On and off may be written true and false.
 
 On a terminal, the guest has the keyboard, Ctrl-C included; Ctrl-A x ends the
@@ -157,6 +160,11 @@ pub struct RunArgs {
     /// Without mac= an address is made up.
     #[arg(long, value_name = "tap=NAME[,if=virtio|e1000][,mac=MAC]", value_parser = args::net)]
     pub net: Vec<NetConfig>,
+    /// Directory of the host that the guest can mount and only read; may be repeated
+    ///
+    /// In the guest: mount -t virtiofs TAG /mnt
+    #[arg(long, value_name = "path=DIR,tag=TAG", value_parser = args::share)]
+    pub share: Vec<ShareConfig>,
     /// PCI function of the host that the guest gets; may be repeated
     ///
     /// host= is its address, pf= a network interface or address of a physical function one of whose virtual functions
@@ -225,6 +233,7 @@ impl RunArgs {
             memory: self.memory,
             disk: given(self.disk),
             net: given(self.net),
+            share: given(self.share),
             device: given(self.device),
         }
     }
@@ -358,6 +367,7 @@ mod tests {
             "--disk=path=a",
             "--disk=path=b,readonly=on",
             "--net=tap=t",
+            "--share=path=s,tag=u",
             "--serial=null",
             "--serial=file=f,g",
             "--console=pty",
@@ -381,6 +391,7 @@ mod tests {
             memory = { size = "1G", memfd = true }
             disk = [{ path = "a" }, { path = "b", readonly = true }]
             net = [{ tap = "t" }]
+            share = [{ path = "s", tag = "u" }]
             "#,
         )
         .unwrap();

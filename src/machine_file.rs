@@ -66,7 +66,7 @@ mod tests {
             error_of("kernel = \"k\"\n\ncpu = 2\n"),
             "3: unknown field \"cpu\", expected one of \"kernel\", \"initrd\", \"cmdline\", \"kernel-cache\", \
              \"on-reboot\", \"on-panic\", \"serial\", \"console\", \"rng\", \"cpus\", \"memory\", \"disk\", \"net\", \
-             \"device\""
+             \"share\", \"device\""
         );
         assert_eq!(
             error_of("[[disk]]\npath = \"a\"\n\n[[disk]]\npath = \"b\"\nreadonly = \"on\"\n"),

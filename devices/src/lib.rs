@@ -14,6 +14,7 @@ pub mod bus;
 pub mod console;
 pub mod dma;
 pub mod ide;
+mod iovec;
 pub mod irq;
 pub mod legacy;
 pub mod net;

@@ -169,6 +169,7 @@ mod tests {
             "--net=tap=auto,bridge=br0",
             "--net=user,hostfwd=tcp:8080-80,hostfwd=udp:[::1]:53-53",
             "--net=user",
+            "--share=path=/d,,e,tag=t",
             "--serial=stdio",
             "--serial=socket=/s,1",
             "--serial=tcp=localhost:4444",

@@ -20,6 +20,7 @@ mod net;
 mod net_user;
 mod panic;
 mod reset;
+mod share;
 mod usage;
 mod usage_files;
 mod vfio;
@@ -37,6 +38,7 @@ fn all_tests() -> Vec<E2eTest> {
         panic::tests(),
         blk::tests(),
         ide::tests(),
+        share::tests(),
         net::tests(),
         ipxe::tests(),
         net_user::tests(),

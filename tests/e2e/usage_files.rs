@@ -42,6 +42,10 @@ pub fn tests() -> Vec<E2eTest> {
         ("directory", |_, path| Ok(std::fs::create_dir(path)?)),
         ("not_whole_sectors", |_, path| write(path, &[0; 1000])),
     ];
+    let shares: [(&str, Spoil); 2] = [
+        ("missing", |_, _| Ok(())),
+        ("file", |_, path| write(path, b"")),
+    ];
     let mut tests = Vec::new();
     for (name, spoil) in kernels {
         tests.push(test(format!("usage::kernel_{name}"), move |ctx| {
@@ -63,6 +67,17 @@ pub fn tests() -> Vec<E2eTest> {
                 "--disk",
                 format!("path={}", path.display()).into(),
                 "the-disk",
+            )
+        }));
+    }
+    for (name, spoil) in shares {
+        tests.push(test(format!("usage::share_{name}"), move |ctx| {
+            let path = spoiled(ctx, "the-share", spoil)?;
+            beside_good_kernel(
+                ctx,
+                "--share",
+                format!("path={},tag=t", path.display()).into(),
+                "the-share",
             )
         }));
     }

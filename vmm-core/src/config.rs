@@ -35,6 +35,9 @@ pub const MAX_IDE_DRIVES: usize = 4;
 /// Longest serial number of a disk, in bytes (virtio 1.3, 5.2.6.2: `VIRTIO_BLK_ID_BYTES`).
 pub const MAX_DISK_SERIAL_BYTES: usize = 20;
 
+/// Longest tag of a share, in bytes (virtio 1.3, 5.11.4).
+pub const MAX_SHARE_TAG_BYTES: usize = 36;
+
 /// A whole machine. Its serialized form is that of [`MachineFile`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "MachineFile", into = "MachineFile")]
@@ -49,6 +52,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Network interfaces, in the order the guest sees them.
     pub nets: Vec<NetConfig>,
+    /// Directories of the host that the guest can mount.
+    pub shares: Vec<ShareConfig>,
     /// Functions of the host that the guest gets, in the order the guest sees them.
     pub devices: Vec<DeviceConfig>,
     /// COM1 to COM4.
@@ -190,6 +195,16 @@ impl DiskConfig {
     pub fn is_read_only(&self) -> bool {
         self.readonly || self.media == DiskMedia::Cdrom
     }
+}
+
+/// A directory of the host that the guest can mount, read-only, by its tag (virtio-fs).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ShareConfig {
+    /// The directory.
+    pub path: PathBuf,
+    /// What the guest mounts it as: 1 to [`MAX_SHARE_TAG_BYTES`] bytes, none of them NUL.
+    pub tag: String,
 }
 
 /// How a network interface is attached.

@@ -17,7 +17,7 @@ pub use channel::{Channel, ChannelEvent, Stream};
 pub use error::GuestError;
 pub use image::{Partition, PartitionError};
 pub use modules::ModuleSource;
-pub use prepare::{Prepared, SharedFolder, prepare};
+pub use prepare::{Prepared, prepare};
 
 use std::path::PathBuf;
 

@@ -9,7 +9,7 @@ use tripath_init::config::{
     CONFIG_PATH, GuestCommand as InitCommand, GuestConfig, GuestModule, GuestRoot, INIT_PATH,
     SCRIPT_PATH,
 };
-use vmm_core::config::{DiskConfig, DiskInterface, DiskMedia, MachineConfig};
+use vmm_core::config::{DiskConfig, DiskInterface, DiskMedia, MachineConfig, ShareConfig};
 
 use super::drivers::{self, RootKind};
 use super::error::{self, GuestError};
@@ -25,23 +25,14 @@ const ROOT_NAME: &str = "tripath-root";
 /// What the archive's folders are; those of the modules' files are among them.
 const FOLDERS: [&str; 3] = ["/dev", "/tripath", "/tripath/modules"];
 
-/// A folder that the guest gets by virtio-fs, read-only.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SharedFolder {
-    /// The host's folder.
-    pub path: PathBuf,
-    /// How the guest names it.
-    pub tag: String,
-}
-
 /// What has to be added to the machine, besides a virtio console for the channel, which has to be its last.
 #[derive(Debug)]
 pub struct Prepared {
     initrd: File,
     /// Words for the end of the kernel's command line.
     pub cmdline: Vec<String>,
-    /// Folders.
-    pub shares: Vec<SharedFolder>,
+    /// Folders, to come after the machine's own.
+    pub shares: Vec<ShareConfig>,
     /// Disks, to come after the machine's own.
     pub disks: Vec<DiskConfig>,
     /// Drivers of the machine's devices that the kernel does not have: the guest does without.
@@ -62,7 +53,7 @@ impl Prepared {
 struct Root {
     kind: RootKind,
     for_init: GuestRoot,
-    share: Option<SharedFolder>,
+    share: Option<ShareConfig>,
     disk: Option<DiskConfig>,
 }
 
@@ -130,7 +121,7 @@ fn shared_root(path: &Path) -> Result<Root, GuestError> {
     Ok(Root {
         kind: RootKind::Share,
         for_init: GuestRoot::Share { tag: tag.clone() },
-        share: Some(SharedFolder {
+        share: Some(ShareConfig {
             path: path.to_owned(),
             tag,
         }),

@@ -3,7 +3,6 @@
 mod backend;
 pub mod checksum;
 mod header;
-mod iovec;
 #[cfg(any(test, feature = "testing"))]
 mod loopback;
 mod mac;

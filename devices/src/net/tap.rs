@@ -10,8 +10,8 @@ use thiserror::Error;
 use vm_memory::VolatileSlice;
 
 use super::backend::{NetBackend, NetOffloads, VNET_HEADER_BYTES};
-use super::iovec::IoVecs;
 use super::netdev;
+use crate::iovec::IoVecs;
 
 const TUN_DEVICE: &str = "/dev/net/tun";
 

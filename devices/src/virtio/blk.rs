@@ -12,7 +12,8 @@ use virtio_bindings::virtio_blk::{
 };
 use vmm_sys_util::epoll::EventSet;
 
-use super::blk_request::{ChainBuffers, Header, Segments, put, take, total_bytes};
+use super::blk_request::Header;
+use super::buffers::{ChainBuffers, Segments, put, take, total_bytes};
 use super::queue::{Chain, VirtQueue};
 use super::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 use crate::block::{BlockBackend, BlockCompletion, BlockError, BlockInfo, BlockOp, BlockRequest};

@@ -4,8 +4,10 @@ mod blk;
 mod blk_request;
 #[cfg(test)]
 mod blk_tests;
+mod buffers;
 mod console;
 mod device;
+mod fs;
 mod net;
 mod pci;
 mod pci_common;
@@ -27,6 +29,7 @@ pub mod test_driver;
 pub use blk::Blk;
 pub use console::Console;
 pub use device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
+pub use fs::{Fs, ShareError, SharedDirectory};
 pub use net::Net;
 pub use pci::{VirtioPci, VirtioPciError};
 pub use pci_subscriber::VirtioSubscriber;

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{
     BootConfig, CMDLINE_FOR_CONSOLE, CMDLINE_FOR_SERIAL, CharTarget, CpuConfig, DeviceConfig,
     DiskConfig, DiskInterface, MachineConfig, MemoryConfig, NetConfig, NetInterface, OnPanic,
-    OnReboot,
+    OnReboot, ShareConfig,
 };
 
 /// What was said about a machine; nothing is required here. The keys are those of the command line's options.
@@ -42,6 +42,8 @@ pub struct MachineFile {
     pub disk: Option<Vec<DiskConfig>>,
     /// Network interfaces.
     pub net: Option<Vec<NetConfig>>,
+    /// Directories of the host.
+    pub share: Option<Vec<ShareConfig>>,
     /// Functions of the host.
     pub device: Option<Vec<DeviceConfig>>,
 }
@@ -69,6 +71,7 @@ impl MachineFile {
             memory: winner.memory.or(self.memory),
             disk: winner.disk.or(self.disk),
             net: winner.net.or(self.net),
+            share: winner.share.or(self.share),
             device: winner.device.or(self.device),
         }
     }
@@ -81,8 +84,10 @@ impl MachineFile {
             CharTarget::Stdio | CharTarget::Null | CharTarget::Pty | CharTarget::Tcp(_) => None,
         });
         let disk_paths = self.disk.iter_mut().flatten().map(|disk| &mut disk.path);
+        let share_paths = self.share.iter_mut().flatten().map(|share| &mut share.path);
         let boot_paths = self.kernel.iter_mut().chain(&mut self.initrd);
-        for path in boot_paths.chain(disk_paths).chain(target_paths) {
+        let paths = boot_paths.chain(disk_paths).chain(share_paths);
+        for path in paths.chain(target_paths) {
             // An empty path stays empty, for validation to find.
             if !path.as_os_str().is_empty() {
                 *path = folder.join(&*path);
@@ -112,10 +117,13 @@ impl MachineFile {
         };
         let disks = self.disk.unwrap_or_default();
         let nets = self.net.unwrap_or_default();
+        let shares = self.share.unwrap_or_default();
         let virtio_disk = |disk: &DiskConfig| disk.interface == DiskInterface::Virtio;
         let virtio_net = |net: &NetConfig| net.interface == NetInterface::Virtio;
-        let other_virtio =
-            disks.iter().any(virtio_disk) || nets.iter().any(virtio_net) || self.console.is_some();
+        let other_virtio = disks.iter().any(virtio_disk)
+            || nets.iter().any(virtio_net)
+            || !shares.is_empty()
+            || self.console.is_some();
         Ok(MachineConfig {
             boot: BootConfig {
                 kernel,
@@ -127,6 +135,7 @@ impl MachineFile {
             memory: self.memory.unwrap_or_default(),
             disks,
             nets,
+            shares,
             devices: self.device.unwrap_or_default(),
             serials,
             console: self.console,
@@ -160,6 +169,7 @@ impl From<MachineConfig> for MachineFile {
             memory,
             disks,
             nets,
+            shares,
             devices,
             serials,
             console,
@@ -181,6 +191,7 @@ impl From<MachineConfig> for MachineFile {
             memory: Some(memory),
             disk: (!disks.is_empty()).then_some(disks),
             net: (!nets.is_empty()).then_some(nets),
+            share: (!shares.is_empty()).then_some(shares),
             device: (!devices.is_empty()).then_some(devices),
         }
     }
@@ -220,6 +231,10 @@ mod tests {
         tap = "tap0"
         if = "virtio"
         mac = "02:00:00:00:00:01"
+
+        [[share]]
+        path = "tree"
+        tag = "data"
 
         [[device]]
         host = "01:00.0"
@@ -279,6 +294,10 @@ mod tests {
                 network: Network::Tap("tap0".into()),
                 interface: NetInterface::Virtio,
                 mac: Some("02:00:00:00:00:01".into()),
+            }],
+            shares: vec![ShareConfig {
+                path: "tree".into(),
+                tag: "data".into(),
             }],
             devices: vec![
                 DeviceConfig {
@@ -365,6 +384,7 @@ mod tests {
                 "unknown field `rw`, expected one of `path`, `if`",
             ),
             ("[[disk]]\nserial = \"a\"", "missing field `path`"),
+            ("[[share]]\npath = \"a\"", "missing field `tag`"),
             (
                 "[[disk]]\npath = \"a\"\nif = \"scsi\"",
                 "unknown variant `scsi`, expected `virtio` or `ide`",
@@ -433,6 +453,7 @@ mod tests {
         );
         assert_eq!(config.disks[0].path, Path::new("/vm/root.img"));
         assert_eq!(config.disks[1].path, Path::new("/dev/vdb"));
+        assert_eq!(config.shares[0].path, Path::new("/vm/tree"));
         assert_eq!(config.serials[1], CharTarget::File("/vm/com2.log".into()));
         assert_eq!(config.serials[3], CharTarget::Socket("/run/com4".into()));
         assert_eq!(config.console, Some(CharTarget::Socket("/vm/hvc".into())));
@@ -492,6 +513,7 @@ mod tests {
             ("disk = [{ path = \"d\" }]", true),
             ("disk = [{ path = \"d\", if = \"ide\" }]", false),
             ("net = [{ tap = \"t\" }]", true),
+            ("share = [{ path = \"d\", tag = \"t\" }]", true),
             ("console = \"pty\"", true),
             ("console = \"pty\"\nrng = false", false),
         ] {

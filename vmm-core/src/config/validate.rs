@@ -7,8 +7,8 @@ use thiserror::Error;
 use super::text::ByteSize;
 use super::{
     CharTarget, CpuConfig, DiskConfig, DiskInterface, DiskMedia, HostForward,
-    MAX_DISK_SERIAL_BYTES, MAX_IDE_DRIVES, MAX_SERIALS, MEMORY_STEP_BYTES, MIN_MEMORY_BYTES,
-    MachineConfig, MemoryConfig, NetConfig, Network,
+    MAX_DISK_SERIAL_BYTES, MAX_IDE_DRIVES, MAX_SERIALS, MAX_SHARE_TAG_BYTES, MEMORY_STEP_BYTES,
+    MIN_MEMORY_BYTES, MachineConfig, MemoryConfig, NetConfig, Network, ShareConfig,
 };
 use crate::layout::CMDLINE_MAX_BYTES;
 
@@ -47,7 +47,7 @@ pub enum ConfigError {
     #[error("memory of {size} is not a multiple of {step}: {less} and {more} are", size = ByteSize(*.0), step = ByteSize(MEMORY_STEP_BYTES), less = ByteSize(.0 - .0 % MEMORY_STEP_BYTES), more = ByteSize(.0.next_multiple_of(MEMORY_STEP_BYTES)))]
     MemoryNotAligned(u64),
     /// An empty path.
-    #[error("the path of {0} is empty: give a file")]
+    #[error("the path of {0} is empty: give one")]
     EmptyPath(String),
     /// A command line that does not fit.
     #[error("the kernel command line has {0} bytes: at most {max} fit", max = CMDLINE_MAX_BYTES - 1)]
@@ -105,6 +105,14 @@ pub enum ConfigError {
     /// A MAC address given twice.
     #[error("MAC address {0} is given twice: each network interface needs its own")]
     MacTwice(String),
+    /// A tag that virtio-fs has no room for, or that nobody can type.
+    #[error(
+        "tag {0:?} cannot name a share: give 1 to {MAX_SHARE_TAG_BYTES} bytes without control characters"
+    )]
+    BadShareTag(String),
+    /// Two shares with one tag.
+    #[error("two shares have the tag {0:?}: give each its own")]
+    ShareTagTwice(String),
     /// More serial ports than a PC has.
     #[error("{0} serial ports are given: there are at most {MAX_SERIALS}, COM1 to COM4")]
     TooManySerials(usize),
@@ -156,6 +164,7 @@ impl MachineConfig {
         self.check_boot()?;
         check_disks(&self.disks)?;
         check_nets(&self.nets)?;
+        check_shares(&self.shares)?;
         self.check_targets()
     }
 
@@ -368,6 +377,23 @@ fn check_nets(nets: &[NetConfig]) -> Result<(), ConfigError> {
             return Err(ConfigError::MacTwice(text.clone()));
         }
         macs.push(mac);
+    }
+    Ok(())
+}
+
+fn check_shares(shares: &[ShareConfig]) -> Result<(), ConfigError> {
+    for (i, share) in shares.iter().enumerate() {
+        let tag = &share.tag;
+        if share.path.as_os_str().is_empty() {
+            return Err(ConfigError::EmptyPath("a share".into()));
+        }
+        let fits = (1..=MAX_SHARE_TAG_BYTES).contains(&tag.len());
+        if !fits || tag.contains(char::is_control) {
+            return Err(ConfigError::BadShareTag(tag.clone()));
+        }
+        if shares[..i].iter().any(|other| other.tag == *tag) {
+            return Err(ConfigError::ShareTagTwice(tag.clone()));
+        }
     }
     Ok(())
 }

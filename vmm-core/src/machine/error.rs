@@ -10,7 +10,7 @@ use devices::ide::{IdeError, IdeMediumError};
 use devices::net::{MacError, TapError};
 use devices::pci::{E1000Error, RootBusError};
 use devices::vfio::{GuestDmaError, VfioFunctionError, VfioHostError};
-use devices::virtio::VirtioPciError;
+use devices::virtio::{ShareError, VirtioPciError};
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
@@ -66,6 +66,9 @@ pub enum MachineError {
     /// The IDE controller.
     #[error(transparent)]
     Ide(#[from] IdeError),
+    /// A shared directory.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// A network interface.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -149,6 +152,7 @@ impl MachineError {
             | Self::Boot(_)
             | Self::Disk(_)
             | Self::IdeMedium { .. }
+            | Self::Share(_)
             | Self::Tap(_)
             | Self::Passt(_)
             | Self::Mac(_)

@@ -24,7 +24,7 @@ use devices::posted::{PostedWrites, PostedZone, Space};
 use devices::recall::Recall;
 use devices::vfio::host::PciAddress;
 use devices::vfio::{GuestDma, HostFunction, VfioFunction, VfioOptions};
-use devices::virtio::{Blk, Console, Net, Rng, VirtioDevice, VirtioPci};
+use devices::virtio::{Blk, Console, Fs, Net, Rng, SharedDirectory, VirtioDevice, VirtioPci};
 
 use super::MachineError;
 use super::assigned::Assigned;
@@ -32,7 +32,7 @@ use super::events::{EventQueue, MachineEvent};
 use super::passt::Passt;
 use crate::config::{
     CharTarget, DiskConfig, DiskInterface, DiskMedia, MachineConfig, NetConfig, NetInterface,
-    Network,
+    Network, ShareConfig,
 };
 use crate::event_loop::EventLoop;
 use crate::kvm::KvmVm;
@@ -45,10 +45,12 @@ const ETHERNET_MTU: u16 = 1500;
 /// What the user's files, interfaces and terminals became when they were opened.
 pub struct Backends {
     disks: Vec<RawFile>,
+    shares: Vec<SharedDirectory>,
     nets: Vec<(Box<dyn NetBackend>, MacAddr)>,
     passts: Vec<Passt>,
     serials: Vec<Port>,
-    console: Option<Port>,
+    /// The virtio consoles, in the order in which the guest numbers them.
+    consoles: Vec<Port>,
     /// `(network interface, name)` of each TAP created.
     pub new_taps: Vec<(String, String)>,
     /// As [`Machine::endpoints`](super::Machine::endpoints).
@@ -68,6 +70,11 @@ impl Backends {
             .iter()
             .map(open_disk)
             .collect::<Result<_, _>>()?;
+        let shares = config
+            .shares
+            .iter()
+            .map(|share| SharedDirectory::open(&share.path))
+            .collect::<Result<_, _>>()?;
         let (mut new_taps, mut passts) = (Vec::new(), Vec::new());
         let nets = config
             .nets
@@ -84,21 +91,22 @@ impl Backends {
             let watch = PanicWatch::new(Arc::clone(witness));
             Ok::<_, CharError>(Port::new(name, backend).watched_by(watch))
         };
-        let console = config
+        let consoles = config
             .console
-            .as_ref()
+            .iter()
             .map(|target| open("console".into(), target))
-            .transpose()?;
+            .collect::<Result<_, _>>()?;
         let serials = (1..)
             .zip(&config.serials)
             .map(|(number, target)| open(format!("com{number}"), target))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             disks,
+            shares,
             nets,
             passts,
             serials,
-            console,
+            consoles,
             new_taps,
             endpoints,
         })
@@ -343,14 +351,15 @@ impl<'a> Wiring<'a> {
     ) -> Result<Devices, MachineError> {
         let Backends {
             disks,
+            shares,
             nets,
             passts,
             serials,
-            console,
+            consoles,
             new_taps: _,
             endpoints: _,
         } = backends;
-        let outputs = serials.iter().chain(&console).map(Port::gauge).collect();
+        let outputs = serials.iter().chain(&consoles).map(Port::gauge).collect();
         let pm = self.add_legacy(config.memory.size_bytes)?;
         for (index, port) in serials.into_iter().enumerate() {
             self.add_serial(index, port)?;
@@ -369,10 +378,11 @@ impl<'a> Wiring<'a> {
                 NetInterface::E1000 => self.add_e1000(index, backend, mac)?,
             }
         }
-        if let Some(port) = console {
-            let device = Console::new("virtio-console0".into(), port)
-                .map_err(host("create a virtio device"))?;
-            self.add_virtio(Box::new(device))?;
+        for (index, (share, config)) in shares.into_iter().zip(&config.shares).enumerate() {
+            self.add_share(index, share, config)?;
+        }
+        for (index, port) in consoles.into_iter().enumerate() {
+            self.add_console(index, port)?;
         }
         if config.rng {
             let device = Rng::new("virtio-rng0".into()).map_err(host("create a virtio device"))?;
@@ -524,6 +534,24 @@ impl<'a> Wiring<'a> {
         let nic = E1000::new(name.clone(), backend, mac, Arc::clone(self.ram), line)?;
         self.events.add(&name, Box::new(nic.subscriber()));
         self.insert(nic, slot)
+    }
+
+    fn add_share(
+        &mut self,
+        index: usize,
+        share: SharedDirectory,
+        config: &ShareConfig,
+    ) -> Result<(), MachineError> {
+        let device = Fs::new(format!("virtio-fs{index}"), share, &config.tag)
+            .map_err(host("share a directory"))?;
+        self.add_virtio(Box::new(device))
+    }
+
+    /// The guest numbers its consoles (`hvc0`, ...) in the order in which they are added.
+    fn add_console(&mut self, index: usize, port: Port) -> Result<(), MachineError> {
+        let device = Console::new(format!("virtio-console{index}"), port)
+            .map_err(host("create a virtio console"))?;
+        self.add_virtio(Box::new(device))
     }
 
     fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {

@@ -129,7 +129,8 @@ fn label_text(bytes: &[u8]) -> Option<String> {
     (!text.is_empty()).then(|| text.into_owned())
 }
 
-fn uuid_text(bytes: &[u8]) -> String {
+/// 16 bytes in the usual form with hyphens.
+pub fn uuid_text(bytes: &[u8]) -> String {
     let mut text = String::new();
     for (index, byte) in bytes.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {

@@ -173,19 +173,32 @@ fn a_chain_of_records_that_is_a_circle_ends() {
     assert!(image.error("1").ends_with("there is no partition"));
 }
 
+/// Moves entry 0 of a GPT to `index`, as the crate writes them without gaps.
+fn move_gpt_entry(image: &Image, index: u64) {
+    let mut entry = [0; 128];
+    image.file.read_exact_at(&mut entry, 2 * SECTOR).unwrap();
+    image.put(2 * SECTOR, &[0; 128]);
+    image.put(2 * SECTOR + 128 * index, &entry);
+}
+
 #[test]
 fn partitions_of_a_gpt_are_found() {
     let image = Image::new();
-    let mut disk = GptDisk::on(&image);
-    let uuid = disk.add(3, 2048);
-    disk.write();
+    let config = gpt::GptConfig::new().writable(true);
+    let mut disk = config
+        .create_from_device(image.file.try_clone().unwrap(), None)
+        .unwrap();
+    disk.add_partition_at("p", 1, 2048, 1024, gpt::partition_types::LINUX_FS, 0)
+        .unwrap();
+    let uuid = disk.partitions()[&1].part_guid.to_string();
+    disk.write_inplace().unwrap();
     image.ext(2048, "root");
+    assert_eq!(image.number(""), Some(1));
+    move_gpt_entry(&image, 2);
     assert_eq!(image.number(""), Some(3));
     assert_eq!(image.number("LABEL=root"), Some(3));
-    assert_eq!(
-        image.number(&format!("PARTUUID={}", uuid.to_uppercase())),
-        Some(3)
-    );
+    let by_uuid = format!("PARTUUID={}", uuid.to_uppercase());
+    assert_eq!(image.number(&by_uuid), Some(3));
     assert!(
         image
             .error("1")
@@ -193,26 +206,16 @@ fn partitions_of_a_gpt_are_found() {
     );
 }
 
-/// A partition table in the making.
-struct GptDisk(gpt::GptDisk<File>);
-
-impl GptDisk {
-    fn on(image: &Image) -> Self {
-        let config = gpt::GptConfig::new().writable(true);
-        let file = image.file.try_clone().unwrap();
-        Self(config.create_from_device(file, None).unwrap())
-    }
-
-    fn add(&mut self, number: u32, sector: u64) -> String {
-        self.0
-            .add_partition_at("p", number, sector, 1024, gpt::partition_types::LINUX_FS, 0)
-            .unwrap();
-        self.0.partitions()[&number].part_guid.to_string()
-    }
-
-    fn write(mut self) {
-        self.0.write_inplace().unwrap();
-    }
+#[test]
+fn a_gpt_of_nonsense_has_no_partitions() {
+    let image = Image::new();
+    image.put(SECTOR, b"EFI PART");
+    image.put(SECTOR + 72, &[0xff; 16]);
+    assert!(image.error("").ends_with("there is no partition"));
+    let header = [2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+    image.put(SECTOR + 72, &header);
+    image.put(2 * SECTOR, &[0xff; 40]);
+    assert!(image.error("").ends_with("there is no partition"));
 }
 
 #[test]

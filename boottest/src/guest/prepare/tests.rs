@@ -53,7 +53,7 @@ fn the_initramfs_has_the_init_and_what_it_is_to_do() {
     let machine = machine(folder.path(), "");
     let prepared = prepare(&plan(Rootfs::Host, exec()), &machine).unwrap();
     assert_eq!(prepared.cmdline, ["rdinit=/tripath/init"]);
-    let share = SharedFolder {
+    let share = ShareConfig {
         path: PathBuf::from("/"),
         tag: "tripath-root".to_owned(),
     };

@@ -127,10 +127,7 @@ fn empty_paths() {
             "the console",
         ),
     ] {
-        assert_eq!(
-            what,
-            format!("the path of {expected} is empty: give a file")
-        );
+        assert_eq!(what, format!("the path of {expected} is empty: give one"));
     }
 }
 
@@ -384,4 +381,30 @@ fn socket_path() {
     let path = |len: usize| CharTarget::Socket(format!("/{}", "s".repeat(len - 1)).into());
     accepted(|m| m.serials = vec![path(107)]);
     assert!(message(|m| m.serials = vec![path(108)]).ends_with(" has 108 bytes: at most 107 fit"));
+}
+
+#[test]
+fn shares() {
+    let share = |path: &str, tag: &str| ShareConfig {
+        path: path.into(),
+        tag: tag.into(),
+    };
+    let longest = "t".repeat(36);
+    accepted(|m| m.shares = vec![share("/a", "one"), share("/a", &longest)]);
+    assert_eq!(
+        message(|m| m.shares = vec![share("", "one")]),
+        "the path of a share is empty: give one"
+    );
+    for tag in ["", &"t".repeat(37), "a\nb", "a\0"] {
+        assert_eq!(
+            message(|m| m.shares = vec![share("/a", tag)]),
+            format!(
+                "tag {tag:?} cannot name a share: give 1 to 36 bytes without control characters"
+            )
+        );
+    }
+    assert_eq!(
+        message(|m| m.shares = vec![share("/a", "t"), share("/b", "t")]),
+        "two shares have the tag \"t\": give each its own"
+    );
 }

@@ -1,4 +1,4 @@
-//! `readv` and `writev` on guest memory.
+//! `readv`, `preadv` and `writev` on guest memory.
 //!
 //! The standard library's vectored I/O takes Rust slices, which guest memory can never be: the guest changes it at
 //! any time.
@@ -34,6 +34,26 @@ impl IoVecs {
             // slice lives, which is longer than this call, and that is never seen as a Rust reference: the kernel
             // may write to it whatever else happens to it.
             unsafe { libc::readv(fd, self.0.as_ptr(), count) }
+        })
+    }
+
+    /// As [`IoVecs::read`], from `offset_bytes` on in a file.
+    ///
+    /// # Errors
+    /// What `preadv` said; `InvalidInput` for more than [`MAX_SLICES`] and for an offset that no file has.
+    pub fn read_at(
+        &mut self,
+        fd: impl AsFd,
+        slices: &[VolatileSlice<'_>],
+        offset_bytes: u64,
+    ) -> io::Result<usize> {
+        let count = self.fill(slices)?;
+        let fd = fd.as_fd().as_raw_fd();
+        let offset =
+            libc::off_t::try_from(offset_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+        retry_interrupted(|| {
+            // SAFETY: as in `read`.
+            unsafe { libc::preadv(fd, self.0.as_ptr(), count, offset) }
         })
     }
 
