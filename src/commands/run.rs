@@ -41,8 +41,12 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<Exit> {
 fn launch(config: &MachineConfig, stats: bool) -> anyhow::Result<Finished> {
     // A file at the limit of `ulimit -f` is an error of the write, not the end of the guest.
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default())?;
+    let options = Options {
+        stats,
+        ..Options::default()
+    };
     let machine =
-        Machine::build(config, Options { stats }).map_err(|error| match error.is_users() {
+        Machine::build(config, options).map_err(|error| match error.is_users() {
             true => UserError::new(error).into(),
             false => anyhow::Error::new(error),
         })?;
