@@ -11,6 +11,6 @@
 pub mod console;
 pub mod judge;
 
-
-
-
+pub mod report;
+pub mod run;
+pub mod spec;
