@@ -14,3 +14,4 @@ pub mod judge;
 pub mod report;
 pub mod run;
 pub mod spec;
+pub mod suite;
