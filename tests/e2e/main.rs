@@ -20,6 +20,7 @@ mod net;
 mod net_user;
 mod panic;
 mod reset;
+mod test_cmd;
 mod usage;
 mod usage_files;
 mod vfio;
@@ -35,6 +36,7 @@ fn all_tests() -> Vec<E2eTest> {
         boot::tests(),
         reset::tests(),
         panic::tests(),
+        test_cmd::tests(),
         blk::tests(),
         ide::tests(),
         net::tests(),

@@ -293,13 +293,17 @@ impl Judge {
                 } else {
                     FailureKind::Crashed
                 };
-                let mark = self.context.last();
-                self.fail(kind, format!("the guest {end}"), mark);
+                // What is known of a crash is more than a line.
+                let told = format!("the guest {end}");
+                let (reason, details) = told.split_once('\n').unwrap_or((&told, ""));
+                self.fail(kind, reason.to_owned(), None);
+                if let State::Decided(Verdict::Failed(failure)) = &mut self.state {
+                    failure.quote.extend(details.lines().map(str::to_owned));
+                }
             }
             (GuestEnd::Reset { resets }, _) if *resets > 1 => {
                 let reason = format!("the guest is in a reset loop: it was reset {resets} times");
-                let mark = self.context.last();
-                self.fail(FailureKind::Crashed, reason, mark);
+                self.fail(FailureKind::Crashed, reason, None);
             }
             (GuestEnd::DeviceLost(_), _) => {
                 self.fail(FailureKind::Ours, format!("the guest {end}"), None);
@@ -354,8 +358,7 @@ impl Judge {
             let since = if self.spoke { "" } else { " since it was started" };
             format!("the guest printed nothing for {seconds} s{since}: {waiting_for}")
         };
-        let mark = self.context.last();
-        self.fail(FailureKind::Timeout, reason, mark);
+        self.fail(FailureKind::Timeout, reason, None);
     }
 
     /// Whether the run is over.
@@ -409,11 +412,10 @@ impl Judge {
         }
     }
 
+    /// With the lines around `mark`, or else the last ones.
     fn fail(&mut self, kind: FailureKind, reason: String, mark: Option<Mark>) {
-        let quote = match mark {
-            Some(mark) => self.context.around(mark),
-            None => self.context.last().map_or_else(Vec::new, |mark| self.context.around(mark)),
-        };
+        let mark = mark.or_else(|| self.context.last());
+        let quote = mark.map_or_else(Vec::new, |mark| self.context.around(mark));
         self.state = State::Decided(Verdict::Failed(Failure {
             kind,
             reason,

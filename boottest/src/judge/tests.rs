@@ -154,6 +154,10 @@ fn the_end_must_be_the_one_asked_for() {
         reason_of(criteria(&["a"]), "", &GuestEnd::Crashed("triple fault".into())),
         (12, "the guest crashed: triple fault".into())
     );
+    let crash = GuestEnd::Crashed("triple fault\nrip 0\n".into());
+    let crashed = failure(verdict_of(criteria(&["a"]), "last\n", &crash));
+    assert_eq!(crashed.reason, "the guest crashed: triple fault");
+    assert_eq!(crashed.quote, ["last", "rip 0"]);
     assert_eq!(reason_of(criteria(&["a"]), "", &GuestEnd::Stopped).0, 1);
 }
 
