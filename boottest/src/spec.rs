@@ -184,7 +184,12 @@ mod tests {
 
     #[test]
     fn times() {
-        for (text, ms) in [("60s", 60_000), ("500ms", 500), ("2m", 120_000), ("7", 7000)] {
+        for (text, ms) in [
+            ("60s", 60_000),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("7", 7000),
+        ] {
             let span: Span = text.parse().unwrap();
             assert_eq!(span.0, Duration::from_millis(ms));
             assert_eq!(span.to_string().parse(), Ok(span));

@@ -119,7 +119,12 @@ pub struct VerdictArgs {
 #[command(next_help_heading = "In the guest")]
 pub struct GuestArgs {
     /// Command that a shell in the guest runs, whose status decides
-    #[arg(long, value_name = "COMMAND", conflicts_with = "script", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        conflicts_with = "script",
+        allow_hyphen_values = true
+    )]
     pub exec: Option<String>,
     /// Script of the host that runs in the guest
     #[arg(long, value_name = "FILE")]

@@ -45,11 +45,10 @@ fn launch(config: &MachineConfig, stats: bool) -> anyhow::Result<Finished> {
         stats,
         ..Options::default()
     };
-    let machine =
-        Machine::build(config, options).map_err(|error| match error.is_users() {
-            true => UserError::new(error).into(),
-            false => anyhow::Error::new(error),
-        })?;
+    let machine = Machine::build(config, options).map_err(|error| match error.is_users() {
+        true => UserError::new(error).into(),
+        false => anyhow::Error::new(error),
+    })?;
     for (port, place) in machine.endpoints() {
         logging::tell(&format!("{port} is {place}"));
     }

@@ -91,7 +91,10 @@ fn write_reports(report: &Report, options: &ReportArgs) -> anyhow::Result<()> {
 /// That the reports can be written is known before anything has run.
 fn check_reports(options: &ReportArgs) -> Result<(), UserError> {
     for path in options.json.iter().chain(&options.junit) {
-        let file = std::fs::File::options().append(true).create(true).open(path);
+        let file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(path);
         file.map_err(|e| UserError::from_text(format!("cannot write {}: {e}", path.display())))?;
     }
     Ok(())

@@ -21,27 +21,52 @@ pub fn tests() -> Vec<E2eTest> {
         test("test_cmd::ends", ends).limit(240),
         test("test_cmd::panic_without_notifier", |ctx| {
             let vm = job(ctx, "echo c >/proc/sysrq-trigger; sleep 1000");
-            dies(vm, "end Kernel panic", 11, &["the guest panicked", "sysrq triggered crash"])
+            dies(
+                vm,
+                "end Kernel panic",
+                11,
+                &["the guest panicked", "sysrq triggered crash"],
+            )
         })
         .alone(),
         test("test_cmd::panic_with_notifier", |ctx| {
             let vm = job(ctx, "echo c >/proc/sysrq-trigger; sleep 1000");
             let vm = vm.module("pvpanic-mmio").module("pvpanic-pci");
-            dies(vm, "Kernel panic", 11, &["the guest panicked", "sysrq triggered crash"])
+            dies(
+                vm,
+                "Kernel panic",
+                11,
+                &["the guest panicked", "sysrq triggered crash"],
+            )
         })
         .alone(),
         test("test_cmd::oops", |ctx| {
-            dies(oops(ctx), "Oops: ", 11, &["a fault in the guest's kernel", "RIP: "])
+            dies(
+                oops(ctx),
+                "Oops: ",
+                11,
+                &["a fault in the guest's kernel", "RIP: "],
+            )
         })
         .alone(),
         test("test_cmd::init_ends", |ctx| {
             let vm = new(ctx).cpus(2).init("#!/bin/busybox sh\nexit 7\n");
-            dies(vm, "end Kernel panic", 11, &["its init has ended", "exitcode=0x00000700"])
+            dies(
+                vm,
+                "end Kernel panic",
+                11,
+                &["its init has ended", "exitcode=0x00000700"],
+            )
         })
         .alone(),
         test("test_cmd::no_root", |ctx| {
             let vm = new(ctx).word("rdinit=/none").word("root=/dev/none");
-            dies(vm, "end Kernel panic", 11, &["it cannot mount its root file system"])
+            dies(
+                vm,
+                "end Kernel panic",
+                11,
+                &["it cannot mount its root file system"],
+            )
         })
         .alone(),
         test("test_cmd::emergency_shell", |ctx| {
@@ -51,7 +76,12 @@ pub fn tests() -> Vec<E2eTest> {
         .alone(),
         test("test_cmd::triple_fault", |ctx| {
             let vm = job(ctx, "echo DYING; reboot -f; sleep 1000").word("reboot=t");
-            dies(vm, "reboot: Restarting", 12, &["triple fault on vCPU 0", "rip"])
+            dies(
+                vm,
+                "reboot: Restarting",
+                12,
+                &["triple fault on vCPU 0", "rip"],
+            )
         })
         .alone(),
         test("test_cmd::reset_loop", reset_loop).alone(),
@@ -61,7 +91,12 @@ pub fn tests() -> Vec<E2eTest> {
         test("test_cmd::rejected", |ctx| {
             let vm = job(ctx, "echo one; echo BAD thing; sleep 1000");
             let vm = vm.option("--reject", r"BAD \w+");
-            dies(vm, "BAD thing", 22, &["rejected: /BAD \\w+/", "| one", "| BAD thing"])
+            dies(
+                vm,
+                "BAD thing",
+                22,
+                &["rejected: /BAD \\w+/", "| one", "| BAD thing"],
+            )
         })
         .alone(),
     ];
@@ -69,7 +104,14 @@ pub fn tests() -> Vec<E2eTest> {
         test("test_cmd::expectation_never_met", |ctx| {
             let vm = job(ctx, "echo GUEST-UP").option("--end", "poweroff");
             let exit = vm.option("--expect", "NEVER").spawn()?.wait_exit(BOOT)?;
-            says(&exit, 20, &["the expectation /NEVER/ was not met", "the guest powered off"])
+            says(
+                &exit,
+                20,
+                &[
+                    "the expectation /NEVER/ was not met",
+                    "the guest powered off",
+                ],
+            )
         }),
         test("test_cmd::timeout", timeout).alone(),
         test("test_cmd::flood", flood),
@@ -95,7 +137,10 @@ fn says(exit: &Exit, code: i32, texts: &[&str]) -> Result<()> {
     let messages = exit.messages();
     for text in texts {
         let told = |line: &&&str| line.starts_with("tripath: ") && line.contains(text);
-        ensure!(messages.iter().find(told).is_some(), "no message with {text:?}");
+        ensure!(
+            messages.iter().find(told).is_some(),
+            "no message with {text:?}"
+        );
     }
     Ok(())
 }
@@ -108,13 +153,18 @@ fn dies(vm: Vm<'_>, death: &str, code: i32, texts: &[&str]) -> Result<()> {
     let exit = vm.wait_exit(BOOT)?;
     let delay = exit.at.saturating_duration_since(line.at);
     println!("ended {delay:?} after the guest's death");
-    ensure!(delay < DEATH_TO_EXIT, "ended {delay:?} after the guest's death");
+    ensure!(
+        delay < DEATH_TO_EXIT,
+        "ended {delay:?} after the guest's death"
+    );
     says(&exit, code, texts)
 }
 
 fn passes_at_once(ctx: &Ctx) -> Result<()> {
     let vm = job(ctx, "printf 'GUEST-UP login: '; sleep 1000");
-    let vm = vm.option("--expect", "^GUEST-UP").option("--expect", "login: ");
+    let vm = vm
+        .option("--expect", "^GUEST-UP")
+        .option("--expect", "login: ");
     let exit = vm.option("--timeout", LONG).spawn()?.wait_exit(BOOT)?;
     says(&exit, 0, &["passed in "])
 }
@@ -123,9 +173,17 @@ fn ends(ctx: &Ctx) -> Result<()> {
     for (end, script, code) in [
         ("poweroff", "echo GUEST-UP", 0),
         ("reboot", "echo GUEST-UP; reboot -f; sleep 1000", 0),
-        ("panic", "echo GUEST-UP; echo c >/proc/sysrq-trigger; sleep 1000", 0),
+        (
+            "panic",
+            "echo GUEST-UP; echo c >/proc/sysrq-trigger; sleep 1000",
+            0,
+        ),
         ("reboot", "echo GUEST-UP", 20),
-        ("poweroff", "echo GUEST-UP; echo c >/proc/sysrq-trigger; sleep 1000", 11),
+        (
+            "poweroff",
+            "echo GUEST-UP; echo c >/proc/sysrq-trigger; sleep 1000",
+            11,
+        ),
     ] {
         let vm = job(ctx, script).option("--end", end);
         let exit = vm.option("--expect", "GUEST-UP").spawn()?.wait_exit(BOOT)?;
@@ -175,7 +233,12 @@ fn hung_task(ctx: &Ctx) -> Result<()> {
          echo FROZEN; dmesg -n 8; touch /m/file; sleep 1000",
     );
     let vm = vm.kernel(Kernel::Generic612).module("ext4").disk(&disk, "");
-    dies(vm, "blocked for more than", 11, &["a task of the guest hangs", "touch"])
+    dies(
+        vm,
+        "blocked for more than",
+        11,
+        &["a task of the guest hangs", "touch"],
+    )
 }
 
 /// The kernel's first instruction jumps to itself.
@@ -203,7 +266,11 @@ fn entry_offset(elf: &[u8]) -> Option<usize> {
     let count = usize::from(*elf.get(56)?);
     (0..count).find_map(|index| {
         let header = headers + index * 56;
-        let (offset, physical, size) = (number(header + 8)?, number(header + 24)?, number(header + 32)?);
+        let (offset, physical, size) = (
+            number(header + 8)?,
+            number(header + 24)?,
+            number(header + 32)?,
+        );
         let inside = elf.get(header) == Some(&1) && (physical..physical + size).contains(&entry);
         inside.then(|| offset + entry - physical)
     })
@@ -216,15 +283,29 @@ fn silent_after_boot(ctx: &Ctx) -> Result<()> {
     let line = vm.wait_for("GUEST-UP", BOOT)?;
     let exit = vm.wait_exit(BOOT)?;
     let silence = exit.at.saturating_duration_since(line.at);
-    ensure!(silence < Duration::from_secs(10) + DEATH_TO_EXIT, "{silence:?}");
-    says(&exit, 21, &["printed nothing for 10 s: the expectation /NEVER/", "| GUEST-UP"])
+    ensure!(
+        silence < Duration::from_secs(10) + DEATH_TO_EXIT,
+        "{silence:?}"
+    );
+    says(
+        &exit,
+        21,
+        &[
+            "printed nothing for 10 s: the expectation /NEVER/",
+            "| GUEST-UP",
+        ],
+    )
 }
 
 fn timeout(ctx: &Ctx) -> Result<()> {
     let vm = job(ctx, "while sleep 1; do echo tick; done");
     let vm = vm.option("--expect", "NEVER").option("--timeout", "15s");
     let exit = vm.spawn()?.wait_exit(BOOT)?;
-    says(&exit, 21, &["time ran out after 15 s: the expectation /NEVER/ was not met"])
+    says(
+        &exit,
+        21,
+        &["time ran out after 15 s: the expectation /NEVER/ was not met"],
+    )
 }
 
 fn json(path: PathBuf) -> Result<Value> {
@@ -249,7 +330,11 @@ fn flood(ctx: &Ctx) -> Result<()> {
     ensure!(console.chars().all(clean), "control characters in the log");
     ensure!(std::fs::read_to_string(junit)?.contains("failures=\"0\""));
     let result = json(logs.join("result.json"))?;
-    ensure!(result["console"]["bytes"].as_u64() > Some(90_000), "{}", result["console"]);
+    ensure!(
+        result["console"]["bytes"].as_u64() > Some(90_000),
+        "{}",
+        result["console"]
+    );
     Ok(())
 }
 
@@ -270,10 +355,20 @@ fn dialogue(ctx: &Ctx) -> Result<()> {
         .iter()
         .filter_map(|one| one["name"].as_str())
         .collect();
-    for name in ["kernel-entered", "first-output", "expectation-2", "guest-ended", "verdict"] {
+    for name in [
+        "kernel-entered",
+        "first-output",
+        "expectation-2",
+        "guest-ended",
+        "verdict",
+    ] {
         ensure!(reached.contains(&name), "{name} is not among {reached:?}");
     }
-    ensure!(result["stats"]["exits"].as_array().is_some_and(|rows| !rows.is_empty()));
+    ensure!(
+        result["stats"]["exits"]
+            .as_array()
+            .is_some_and(|rows| !rows.is_empty())
+    );
     for name in ["console.log", "machine.toml", "test.json"] {
         ensure!(folder.join(name).exists(), "no {name}");
     }
@@ -312,15 +407,29 @@ fn suite(ctx: &Ctx) -> Result<()> {
     );
     let (junit, report) = (ctx.path("junit.xml"), ctx.path("report.json"));
     let (junit_text, report_text) = (junit.display().to_string(), report.display().to_string());
-    let options = ["--jobs", "2", "--junit", &junit_text, "--json", &report_text];
+    let options = [
+        "--jobs",
+        "2",
+        "--junit",
+        &junit_text,
+        "--json",
+        &report_text,
+    ];
     let exit = run_suite(ctx, &text, &options)?;
     says(
         &exit,
         20,
-        &["2 of 6 tests passed", "run it again: tripath test", "--filter worse/2cpu"],
+        &[
+            "2 of 6 tests passed",
+            "run it again: tripath test",
+            "--filter worse/2cpu",
+        ],
     )?;
     let xml = std::fs::read_to_string(&junit)?;
-    ensure!(xml.contains("tests=\"6\"") && xml.contains("failures=\"4\""), "{xml}");
+    ensure!(
+        xml.contains("tests=\"6\"") && xml.contains("failures=\"4\""),
+        "{xml}"
+    );
     let codes: Vec<_> = json(report)?["tests"]
         .as_array()
         .context("no tests")?
@@ -360,10 +469,16 @@ fn usage(ctx: &Ctx) -> Result<()> {
     for (options, text) in [
         (&["--expect", "x"][..], "no kernel is given"),
         (&["--kernel", "/k", "--expect", "("], "unclosed group"),
-        (&["--kernel", "/k", "--timeout", "soon"], "\"soon\" is not a time"),
+        (
+            &["--kernel", "/k", "--timeout", "soon"],
+            "\"soon\" is not a time",
+        ),
         (&["--kernel", "/k", "--jobs", "2"], "--jobs is for a suite"),
         (&["--kernel", "/k", "--on-panic", "hang"], "--end"),
-        (&["--kernel", "/k", "--serial", "null", "--expect", "x"], "no console is heard"),
+        (
+            &["--kernel", "/k", "--serial", "null", "--expect", "x"],
+            "no console is heard",
+        ),
         (&[&suite], "test \"a\": unknown field \"expec\""),
         (&[&suite, "--expect", "x"], "do not go with a suite"),
         (&["/nowhere.toml"], "/nowhere.toml: cannot be read"),

@@ -116,7 +116,10 @@ mod tests {
         let mut out = Vec::new();
         let mut log = ConsoleLog::new(&mut out, 100, 60);
         for number in 0..lines {
-            log.add(Duration::from_millis(number.into()), &format!("line {number}"));
+            log.add(
+                Duration::from_millis(number.into()),
+                &format!("line {number}"),
+            );
         }
         let totals = log.finish().unwrap();
         (String::from_utf8(out).unwrap(), totals)
@@ -137,7 +140,10 @@ mod tests {
         assert!(text.ends_with("line 999\n"));
         assert!(text.contains(&format!("[...] {} lines (", totals.left_out_lines)));
         assert!(text.len() < 250, "{text}");
-        let kept = text.lines().filter(|line| !line.starts_with("[...]")).count() as u64;
+        let kept = text
+            .lines()
+            .filter(|line| !line.starts_with("[...]"))
+            .count() as u64;
         assert_eq!(kept + totals.left_out_lines, totals.lines);
     }
 

@@ -210,10 +210,7 @@ mod tests {
     #[test]
     fn a_mistake_is_told_in_one_line() {
         let error = Pattern::new("a(b").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "\"a(b\" is not a regular expression: unclosed group"
-        );
+        assert_eq!(error, "\"a(b\" is not a regular expression: unclosed group");
     }
 
     #[test]

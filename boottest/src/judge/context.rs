@@ -55,7 +55,10 @@ impl Context {
     /// The lines around one.
     pub(super) fn around(&self, mark: Mark) -> Vec<String> {
         let at = usize::try_from(mark.0.saturating_sub(self.dropped)).unwrap_or(usize::MAX);
-        let all = self.lines.iter().chain(self.growing.iter().map(|(_, line)| line));
+        let all = self
+            .lines
+            .iter()
+            .chain(self.growing.iter().map(|(_, line)| line));
         let first = at.saturating_sub(LINES_BEFORE);
         let last = at.saturating_add(LINES_AFTER);
         all.enumerate()

@@ -61,7 +61,9 @@ impl fmt::Display for DeathKind {
             Self::SoftLockup => "a CPU of the guest is stuck (soft lockup)",
             Self::HardLockup => "a CPU of the guest is stuck (hard lockup)",
             Self::RcuStall => "a CPU of the guest is stuck (RCU stall)",
-            Self::EmergencyShell => "the guest did not get to its system: it offers an emergency shell",
+            Self::EmergencyShell => {
+                "the guest did not get to its system: it offers an emergency shell"
+            }
         })
     }
 }
@@ -193,27 +195,84 @@ mod tests {
     fn what_kernels_and_initramfs_print() {
         use DeathKind::*;
         for (line, expected) in [
-            ("[    1.523456] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)", NoRoot),
-            ("[    1.5][    T1] Kernel panic - not syncing: No working init found.  Try passing init= option", NoInit),
-            ("Kernel panic - not syncing: Requested init /x failed (error -2).", NoInit),
-            ("[    2.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100", InitEnded),
-            ("<0>[    2.1] Kernel panic - not syncing: sysrq triggered crash", Panic),
-            ("[    2.1] BUG: kernel NULL pointer dereference, address: 0000000000000000", Oops),
-            ("[    2.1] BUG: unable to handle page fault for address: ffffffffc0000000", Oops),
+            (
+                "[    1.523456] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)",
+                NoRoot,
+            ),
+            (
+                "[    1.5][    T1] Kernel panic - not syncing: No working init found.  Try passing init= option",
+                NoInit,
+            ),
+            (
+                "Kernel panic - not syncing: Requested init /x failed (error -2).",
+                NoInit,
+            ),
+            (
+                "[    2.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100",
+                InitEnded,
+            ),
+            (
+                "<0>[    2.1] Kernel panic - not syncing: sysrq triggered crash",
+                Panic,
+            ),
+            (
+                "[    2.1] BUG: kernel NULL pointer dereference, address: 0000000000000000",
+                Oops,
+            ),
+            (
+                "[    2.1] BUG: unable to handle page fault for address: ffffffffc0000000",
+                Oops,
+            ),
             ("[    2.1] Oops: 0002 [#1] PREEMPT SMP NOPTI", Oops),
-            ("[    2.1] kernel BUG at drivers/misc/lkdtm/bugs.c:105!", Oops),
-            ("[    2.1] general protection fault, probably for non-canonical address 0x1: 0000 [#1]", Oops),
-            ("[    2.1] Oops: general protection fault, probably for non-canonical address", Oops),
-            ("[  242.1] INFO: task cat:123 blocked for more than 120 seconds.", HungTask),
-            ("[   28.0] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [cat:77]", SoftLockup),
-            ("[   28.0] watchdog: Watchdog detected hard LOCKUP on cpu 1", HardLockup),
-            ("[   21.0] rcu: INFO: rcu_preempt self-detected stall on CPU", RcuStall),
-            ("[   21.0] rcu: INFO: rcu_sched detected stalls on CPUs/tasks:", RcuStall),
-            ("[   21.0] rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: {", RcuStall),
+            (
+                "[    2.1] kernel BUG at drivers/misc/lkdtm/bugs.c:105!",
+                Oops,
+            ),
+            (
+                "[    2.1] general protection fault, probably for non-canonical address 0x1: 0000 [#1]",
+                Oops,
+            ),
+            (
+                "[    2.1] Oops: general protection fault, probably for non-canonical address",
+                Oops,
+            ),
+            (
+                "[  242.1] INFO: task cat:123 blocked for more than 120 seconds.",
+                HungTask,
+            ),
+            (
+                "[   28.0] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [cat:77]",
+                SoftLockup,
+            ),
+            (
+                "[   28.0] watchdog: Watchdog detected hard LOCKUP on cpu 1",
+                HardLockup,
+            ),
+            (
+                "[   21.0] rcu: INFO: rcu_preempt self-detected stall on CPU",
+                RcuStall,
+            ),
+            (
+                "[   21.0] rcu: INFO: rcu_sched detected stalls on CPUs/tasks:",
+                RcuStall,
+            ),
+            (
+                "[   21.0] rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: {",
+                RcuStall,
+            ),
             ("(initramfs) ", EmergencyShell),
-            ("ALERT!  UUID=1 does not exist.  Dropping to a shell!", EmergencyShell),
-            ("Gave up waiting for root file system device.  Common problems:", EmergencyShell),
-            ("You are in emergency mode. After logging in, type \"journalctl -xb\"", EmergencyShell),
+            (
+                "ALERT!  UUID=1 does not exist.  Dropping to a shell!",
+                EmergencyShell,
+            ),
+            (
+                "Gave up waiting for root file system device.  Common problems:",
+                EmergencyShell,
+            ),
+            (
+                "You are in emergency mode. After logging in, type \"journalctl -xb\"",
+                EmergencyShell,
+            ),
             ("dracut:/# ", EmergencyShell),
         ] {
             assert_eq!(kind(line), Some(expected), "{line}");

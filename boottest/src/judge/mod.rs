@@ -95,7 +95,11 @@ impl Judge {
     pub fn new(criteria: Criteria, entered: Duration) -> Self {
         let deaths = Deaths::default();
         let expectations = criteria.steps.iter().map(|step| &step.expect);
-        let any = Pattern::any_of(expectations.chain(&criteria.rejects).chain(deaths.patterns()));
+        let any = Pattern::any_of(
+            expectations
+                .chain(&criteria.rejects)
+                .chain(deaths.patterns()),
+        );
         let milestone = |name: &str, time| Milestone {
             name: name.to_owned(),
             time,
@@ -327,7 +331,10 @@ impl Judge {
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
             State::Watching => {
-                let quiet = self.criteria.quiet_timeout.map(|time| self.last_output + time);
+                let quiet = self
+                    .criteria
+                    .quiet_timeout
+                    .map(|time| self.last_output + time);
                 let all = self.entered + self.criteria.timeout;
                 Some(quiet.map_or(all, |quiet| quiet.min(all)))
             }
@@ -354,8 +361,16 @@ impl Judge {
             let seconds = self.criteria.timeout.as_secs_f64();
             format!("time ran out after {seconds} s: {waiting_for}")
         } else {
-            let seconds = self.criteria.quiet_timeout.unwrap_or_default().as_secs_f64();
-            let since = if self.spoke { "" } else { " since it was started" };
+            let seconds = self
+                .criteria
+                .quiet_timeout
+                .unwrap_or_default()
+                .as_secs_f64();
+            let since = if self.spoke {
+                ""
+            } else {
+                " since it was started"
+            };
             format!("the guest printed nothing for {seconds} s{since}: {waiting_for}")
         };
         self.fail(FailureKind::Timeout, reason, None);

@@ -50,9 +50,14 @@ fn case(suite: &str, test: &TestResult) -> TestCase {
 
 /// `text` with what XML 1.0 cannot hold (section 2.2, Char) replaced.
 fn xml(text: &str) -> String {
-    let is_char =
-        |c: &char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..);
-    let replaced = |c: char| if is_char(&c) { c } else { char::REPLACEMENT_CHARACTER };
+    let is_char = |c: &char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..);
+    let replaced = |c: char| {
+        if is_char(&c) {
+            c
+        } else {
+            char::REPLACEMENT_CHARACTER
+        }
+    };
     text.chars().map(replaced).collect()
 }
 

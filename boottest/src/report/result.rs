@@ -271,7 +271,10 @@ mod tests {
         output.add(false, b"abc", 5);
         output.add(false, b"def\xff", 5);
         output.add(true, b"\xff", 5);
-        assert_eq!((output.stdout.as_str(), output.left_out_bytes), ("abcde", 2));
+        assert_eq!(
+            (output.stdout.as_str(), output.left_out_bytes),
+            ("abcde", 2)
+        );
         assert_eq!(output.stderr, "\u{fffd}");
     }
 }

@@ -6,6 +6,7 @@ use crate::judge::CommandEnd;
 use crate::spec::TestSpec;
 
 /// What the guest's command did.
+#[cfg_attr(not(test), allow(dead_code))]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum CommandEvent {
     /// It put something out.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::guest::{Channel, CommandEvent};
-use super::{CONSOLE_LOG, RunError};
+use super::{CONSOLE_LOG, CommandSink, LineSink, RunError};
 use crate::console::{ConsoleLog, LineReader, LogTotals, Piece};
 use crate::judge::{Input, Judge};
 use crate::report::CommandOutput;
@@ -23,7 +23,7 @@ const COMMAND_OUTPUT_BYTES: usize = 1 << 20;
 enum Listener {
     Console {
         name: String,
-        reader: LineReader,
+        reader: Box<LineReader>,
         /// When the line at hand began.
         began: Option<Duration>,
     },
@@ -44,7 +44,7 @@ impl Ear {
             stream,
             Listener::Console {
                 name,
-                reader: LineReader::default(),
+                reader: Box::default(),
                 began: None,
             },
         )
@@ -80,8 +80,8 @@ impl Ear {
 /// Where what is heard goes.
 pub(super) struct Outlets {
     pub(super) log: Option<ConsoleLog>,
-    pub(super) on_line: Option<Box<dyn FnMut(&str) + Send>>,
-    pub(super) on_command_output: Option<Box<dyn FnMut(bool, &[u8]) + Send>>,
+    pub(super) on_line: Option<LineSink>,
+    pub(super) on_command_output: Option<CommandSink>,
 }
 
 impl Outlets {

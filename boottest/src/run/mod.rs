@@ -31,6 +31,11 @@ use hearing::{Ear, Hearing, Outlets};
 /// The console log's name in a folder of logs.
 pub const CONSOLE_LOG: &str = "console.log";
 
+/// Hears each line of the consoles.
+pub type LineSink = Box<dyn FnMut(&str) + Send>;
+/// Hears what the guest's command puts out; true for its standard error.
+pub type CommandSink = Box<dyn FnMut(bool, &[u8]) + Send>;
+
 /// How a test is run.
 pub struct RunOptions {
     /// When this process started: the origin of all times.
@@ -38,9 +43,9 @@ pub struct RunOptions {
     /// Where the logs go.
     pub logs: Option<PathBuf>,
     /// Hears each line of the consoles.
-    pub on_line: Option<Box<dyn FnMut(&str) + Send>>,
+    pub on_line: Option<LineSink>,
     /// Hears what the guest's command puts out; true for its standard error.
-    pub on_command_output: Option<Box<dyn FnMut(bool, &[u8]) + Send>>,
+    pub on_command_output: Option<CommandSink>,
 }
 
 /// Why a test could not be run.
@@ -211,11 +216,12 @@ pub fn run(spec: &TestSpec, options: RunOptions) -> Result<Ran, RunError> {
     })?;
     // What was made for the guest, which is gone.
     drop(prepared);
-    outcome::result_of(&spec, &config, finished?, heard?, &options.started)
-        .map(|(result, cache_filler)| Ran {
+    outcome::result_of(&spec, &config, finished?, heard?, &options.started).map(
+        |(result, cache_filler)| Ran {
             result,
             cache_filler,
-        })
+        },
+    )
 }
 
 fn start_hearing(

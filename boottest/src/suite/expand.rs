@@ -98,7 +98,10 @@ fn check_names(file: &SuiteFile) -> Result<(), Wrong> {
         }
     }
     for one in &file.matrix.exclude {
-        for (kind, name) in [&one.kernel, &one.machine, &one.test].into_iter().enumerate() {
+        for (kind, name) in [&one.kernel, &one.machine, &one.test]
+            .into_iter()
+            .enumerate()
+        {
             if let Some(name) = name {
                 check("[matrix]: exclude: ", kind, name)?;
             }
@@ -162,7 +165,12 @@ fn excludes(one: &Exclusion, test: &str, point: &Point<'_>) -> bool {
 }
 
 fn spec(file: &SuiteFile, test: &TestTable, point: &Point<'_>, folder: &Path) -> TestSpec {
-    let layers = [Some(&file.defaults), point.kernel, point.machine, Some(&test.layer)];
+    let layers = [
+        Some(&file.defaults),
+        point.kernel,
+        point.machine,
+        Some(&test.layer),
+    ];
     let mut spec = TestSpec {
         name: name_at(&test.layer.name, point),
         ..TestSpec::default()

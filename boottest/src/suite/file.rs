@@ -112,8 +112,8 @@ pub(super) fn parse(text: &str, variables: &Variables) -> Result<SuiteFile, Wron
             })
             .collect::<Result<Vec<_>, Wrong>>()
     };
-    let defaults = layer(tables.defaults, &scope)
-        .map_err(|message| ("[defaults]: ".to_owned(), message))?;
+    let defaults =
+        layer(tables.defaults, &scope).map_err(|message| ("[defaults]: ".to_owned(), message))?;
     let mut tests = Vec::new();
     for (index, mut table) in tables.test.into_iter().enumerate() {
         let place = place("test", index, &table);

@@ -307,7 +307,10 @@ fn read_result(test: &TestSpec, folder: &Path, status: ExitStatus) -> TestResult
 
 fn last_line(path: &Path) -> Option<String> {
     let lines = BufReader::new(File::open(path).ok()?).lines();
-    lines.map_while(Result::ok).filter(|line| !line.is_empty()).last()
+    lines
+        .map_while(Result::ok)
+        .filter(|line| !line.is_empty())
+        .last()
 }
 
 /// What a test takes of the host's memory.
@@ -320,7 +323,9 @@ fn memory_bytes(test: &TestSpec) -> u64 {
 #[must_use]
 pub fn free_memory_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

@@ -85,8 +85,14 @@ fn the_matrix_and_its_layers() {
     let disks = first.machine.disk.as_ref().unwrap();
     assert_eq!(disks[0].path, Path::new("/suites/disk.img"));
     let last = &suite.tests[7];
-    assert_eq!(last.machine.kernel.as_deref(), Some(Path::new("/environment/k")));
-    assert_eq!(last.guest.modules.as_deref(), Some(Path::new("/default/modules")));
+    assert_eq!(
+        last.machine.kernel.as_deref(),
+        Some(Path::new("/environment/k"))
+    );
+    assert_eq!(
+        last.guest.modules.as_deref(),
+        Some(Path::new("/default/modules"))
+    );
     assert_eq!(last.asked.timeout.unwrap().to_string(), "5s");
     assert_eq!(first.asked.timeout.unwrap().to_string(), "1m 30s");
     assert_eq!(suite.name, "s");
@@ -211,7 +217,10 @@ fn a_tests_process_leaves_a_result_or_is_told_of() {
     let reason = |script: &str| {
         let mut results = run(&tests[..1], 1, 1 << 30, script);
         let result = results.remove(0);
-        assert_eq!((result.exit_code, result.rerun.as_deref()), (1, Some("again a")));
+        assert_eq!(
+            (result.exit_code, result.rerun.as_deref()),
+            (1, Some("again a"))
+        );
         result.failure.unwrap().reason
     };
     assert_eq!(

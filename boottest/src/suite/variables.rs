@@ -41,7 +41,10 @@ impl<'a> Scope<'a> {
         outside: &'a Variables,
         defaults: &'a BTreeMap<String, String>,
     ) -> Result<Self, String> {
-        let unknown = outside.set.keys().find(|name| !defaults.contains_key(*name));
+        let unknown = outside
+            .set
+            .keys()
+            .find(|name| !defaults.contains_key(*name));
         match unknown {
             Some(name) => Err(format!(
                 "--set {name}: there is no such variable; [variables] has {}",
@@ -78,7 +81,8 @@ impl<'a> Scope<'a> {
             }
             Value::Array(list) => list.iter_mut().try_for_each(|one| self.fill(one)),
             Value::Table(table) => table.iter_mut().try_for_each(|(key, one)| {
-                self.fill(one).map_err(|message| format!("{key}: {message}"))
+                self.fill(one)
+                    .map_err(|message| format!("{key}: {message}"))
             }),
             _ => Ok(()),
         }
