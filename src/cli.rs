@@ -1,5 +1,7 @@
 //! The command line.
 
+mod test_args;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -13,6 +15,8 @@ use vmm_core::config::{
 
 use crate::args;
 use crate::exit_code::{Exit, UserError};
+
+pub use test_args::{ReportArgs, TestArgs};
 
 /// A virtual machine monitor for x86-64 Linux on KVM that shows what each I/O path costs.
 #[derive(Debug, Parser)]
@@ -32,6 +36,9 @@ pub enum Command {
     /// Boot a Linux kernel in a guest
     #[command(after_help = EXIT_CODES, after_long_help = RUN_NOTES)]
     Run(Box<RunArgs>),
+    /// Boot a guest, or a suite of guests, and give a verdict
+    #[command(after_help = EXIT_CODES, after_long_help = test_args::TEST_NOTES)]
+    Test(Box<TestArgs>),
     /// Prepare and explain passthrough of real PCI functions
     #[command(subcommand)]
     Vfio(VfioCommand),
@@ -81,7 +88,8 @@ pub enum VfioCommand {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 the guest powered off, 1 tripath or the host failed, 2 a mistake in the options,
-11 the guest panicked, 12 the guest crashed.";
+11 the guest panicked, 12 the guest crashed; of a test: 20 an expectation was not met, 21 time ran out,
+22 a rejected pattern was seen, 23 the guest's command failed.";
 
 const RUN_NOTES: &str = "\
 The machine file has the same keys and values as the options, without the dashes:
@@ -122,7 +130,7 @@ Exit codes:
   12  the guest crashed: a triple fault with --on-reboot exit, or an internal error of KVM";
 
 /// The options of `tripath run`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// Kernel to boot: a bzImage (vmlinuz), an ELF vmlinux, or a PVH kernel; told apart by content
     #[arg(long, value_name = "PATH")]
@@ -346,7 +354,7 @@ mod tests {
             .command
         {
             Command::Run(arguments) => Ok(*arguments),
-            Command::Doctor | Command::Vfio(_) => panic!("not run"),
+            Command::Doctor | Command::Vfio(_) | Command::Test(_) => panic!("not run"),
         }
     }
 
@@ -448,7 +456,7 @@ mod tests {
         let error = Cli::try_parse_from(["tripath", "rn"]).unwrap_err();
         assert_eq!(
             one_line(&error).to_string(),
-            "unknown command \"rn\" (the commands are run, vfio, doctor)"
+            "unknown command \"rn\" (the commands are run, test, vfio, doctor)"
         );
     }
 

@@ -18,9 +18,34 @@ pub enum Exit {
     GuestPanicked = 11,
     /// The guest crashed: a triple fault with `--on-reboot exit`, or an internal error of KVM.
     GuestCrashed = 12,
+    /// A test: an expectation was not met, or the guest ended otherwise than asked for.
+    NotAsExpected = 20,
+    /// A test: time ran out.
+    TimedOut = 21,
+    /// A test: a rejected pattern was seen.
+    Rejected = 22,
+    /// A test: the guest's command failed.
+    CommandFailed = 23,
 }
 
 impl Exit {
+    const ALL: [Self; 9] = [
+        Self::Success,
+        Self::Failure,
+        Self::UserError,
+        Self::GuestPanicked,
+        Self::GuestCrashed,
+        Self::NotAsExpected,
+        Self::TimedOut,
+        Self::Rejected,
+        Self::CommandFailed,
+    ];
+
+    /// The one with that code, if there is one.
+    pub fn of_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|exit| *exit as u8 == code)
+    }
+
     /// The exit code for a command that failed: that of a user's mistake if there is a [`UserError`] in the chain.
     pub fn of_error(error: &anyhow::Error) -> Self {
         match error.downcast_ref::<UserError>() {
@@ -106,14 +131,10 @@ mod tests {
 
     #[test]
     fn codes() {
-        let all = [
-            Exit::Success,
-            Exit::Failure,
-            Exit::UserError,
-            Exit::GuestPanicked,
-            Exit::GuestCrashed,
-        ];
-        assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 11, 12]);
+        let all = [0, 1, 2, 11, 12, 20, 21, 22, 23];
+        assert_eq!(Exit::ALL.map(|exit| exit as u8), all);
+        assert_eq!(Exit::of_code(21), Some(Exit::TimedOut));
+        assert_eq!(Exit::of_code(3), None);
     }
 
     #[test]

@@ -14,19 +14,21 @@ mod terminal;
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use cli::{Cli, Command};
 use exit_code::Exit;
 
 fn main() -> ExitCode {
     terminal::restore_on_panic();
+    let started = Instant::now();
     // A panic of ours is our own failure like any other; the panic hook has told about it.
-    let exit = catch_unwind(run).unwrap_or(Exit::Failure);
+    let exit = catch_unwind(|| run(started)).unwrap_or(Exit::Failure);
     terminal::restore_now();
     exit.into()
 }
 
-fn run() -> Exit {
+fn run(started: Instant) -> Exit {
     let cli = match Cli::from_arguments(std::env::args_os()) {
         Ok(cli) => cli,
         Err(exit) => return exit,
@@ -34,6 +36,7 @@ fn run() -> Exit {
     logging::start(cli.verbose);
     let result = match cli.command {
         Command::Run(arguments) => commands::run::run(*arguments),
+        Command::Test(arguments) => commands::test::run(*arguments, started),
         Command::Vfio(command) => commands::vfio::run(command),
         Command::Doctor => commands::doctor::run(),
     };

@@ -2,4 +2,5 @@
 
 pub mod doctor;
 pub mod run;
+pub mod test;
 pub mod vfio;

@@ -41,11 +41,14 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<Exit> {
 fn launch(config: &MachineConfig, stats: bool) -> anyhow::Result<Finished> {
     // A file at the limit of `ulimit -f` is an error of the write, not the end of the guest.
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default())?;
-    let machine =
-        Machine::build(config, Options { stats }).map_err(|error| match error.is_users() {
-            true => UserError::new(error).into(),
-            false => anyhow::Error::new(error),
-        })?;
+    let options = Options {
+        stats,
+        ..Options::default()
+    };
+    let machine = Machine::build(config, options).map_err(|error| match error.is_users() {
+        true => UserError::new(error).into(),
+        false => anyhow::Error::new(error),
+    })?;
     for (port, place) in machine.endpoints() {
         logging::tell(&format!("{port} is {place}"));
     }
@@ -125,7 +128,7 @@ mod tests {
         let cli = Cli::try_parse_from(["tripath", "run"].iter().chain(options)).unwrap();
         match cli.command {
             Command::Run(arguments) => machine(*arguments).map_err(|error| error.to_string()),
-            Command::Doctor | Command::Vfio(_) => panic!("not run"),
+            Command::Doctor | Command::Vfio(_) | Command::Test(_) => panic!("not run"),
         }
     }
 

@@ -21,6 +21,7 @@ mod net_user;
 mod panic;
 mod reset;
 mod share;
+mod test_cmd;
 mod usage;
 mod usage_files;
 mod vfio;
@@ -36,6 +37,7 @@ fn all_tests() -> Vec<E2eTest> {
         boot::tests(),
         reset::tests(),
         panic::tests(),
+        test_cmd::tests(),
         blk::tests(),
         ide::tests(),
         share::tests(),

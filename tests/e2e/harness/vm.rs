@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -30,6 +30,7 @@ pub enum Nic {
 /// A run that is being described.
 pub struct Vm<'a> {
     ctx: &'a Ctx,
+    command: &'static str,
     kernel: Kernel,
     words: Vec<String>,
     modules: Vec<String>,
@@ -44,6 +45,7 @@ impl<'a> Vm<'a> {
     pub fn new(ctx: &'a Ctx) -> Self {
         Vm {
             ctx,
+            command: "run",
             kernel: Kernel::Cloud61,
             words: vec!["console=ttyS0".to_owned(), "quiet".to_owned()],
             modules: Vec::new(),
@@ -52,6 +54,12 @@ impl<'a> Vm<'a> {
             args: Vec::new(),
             under: Vec::new(),
         }
+    }
+
+    /// Another command than `run` that takes its options.
+    pub fn command(mut self, command: &'static str) -> Self {
+        self.command = command;
+        self
     }
 
     /// The VMM is run by another command, such as `setpriv --reuid 1000`, whose last arguments it and its own are.
@@ -170,18 +178,23 @@ impl<'a> Vm<'a> {
         args.push(words.join(" ").into());
         args.extend(self.args);
         let Some((wrapper, wrapper_args)) = self.under.split_first() else {
-            return Running::start(self.ctx, "run", &args);
+            return Running::start(self.ctx, self.command, &args);
         };
         let mut command = Command::new(wrapper);
         command
             .args(wrapper_args)
             .arg(&self.ctx.binary)
-            .arg("run")
+            .arg(self.command)
             .args(&args);
         Running::spawn(command, self.ctx)
     }
 
-    fn write_initrd(&self) -> Result<std::path::PathBuf> {
+    /// The kernel, and the initramfs that is made for it.
+    pub fn files(&self) -> Result<(PathBuf, PathBuf)> {
+        Ok((self.ctx.kernel(self.kernel), self.write_initrd()?))
+    }
+
+    fn write_initrd(&self) -> Result<PathBuf> {
         let base = self.ctx.testbed.join("guest.cpio.gz");
         let mut image = std::fs::read(&base).with_context(|| format!("{}", base.display()))?;
         if !self.modules.is_empty() {

@@ -12,7 +12,7 @@ use super::assigned::{self, Claimed};
 use super::events::{Countdown, EventQueue, MachineEvent, PowerSwitch, QueueWaker, Signals};
 use super::lifecycle::start_at;
 use super::panic_probe::{PanicProbe, Suspicion};
-use super::wiring::{Backends, Devices, Wiring};
+use super::wiring::{Backends, Devices, Streams, Wiring};
 use super::{AtReset, Machine, MachineError, Options};
 use crate::arch::acpi::{self, AcpiConfig, AcpiTables};
 use crate::arch::cpuid::{self, Topology};
@@ -48,7 +48,8 @@ impl Machine {
         let queue = EventQueue::new(Arc::clone(&gate)).map_err(host("create an event"))?;
         let suspicion = Suspicion::new(Arc::clone(&queue));
         let witness: Arc<dyn PanicWitness> = suspicion.clone();
-        let mut backends = Backends::open(config, &queue, &witness)?;
+        let streams = Streams::new(options.streams, options.channel);
+        let mut backends = Backends::open(config, streams, &queue, &witness)?;
         let endpoints = std::mem::take(&mut backends.endpoints);
         let taps = std::mem::take(&mut backends.new_taps);
 
@@ -109,6 +110,10 @@ impl Machine {
             on_reboot: config.on_reboot,
             on_panic: config.on_panic,
             stats: options.stats,
+            restarts: options.restarts,
+            triple_fault_ends: options.triple_fault_ends,
+            signals_end: options.signals_end,
+            resets: 0,
             endpoints,
             taps,
             claimed,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::legacy::{PowerEvent, ResetSource};
 use devices::sync::lock;
@@ -77,7 +77,7 @@ impl Machine {
                     None
                 }
                 MachineEvent::PanicSample => self.on_panic_sample()?,
-                MachineEvent::Terminate if *terminating => Some(Outcome::Ended),
+                MachineEvent::Terminate if *terminating || self.signals_end => Some(Outcome::Ended),
                 MachineEvent::Terminate => {
                     *terminating = true;
                     self.ask_to_power_off()?
@@ -113,7 +113,7 @@ impl Machine {
             Next::PowerOff => Ok(Some(Outcome::PoweredOff)),
             Next::Reset => self.on_reset(),
             Next::TripleFault if self.resets_from_panic() => Ok(Some(Outcome::Panicked)),
-            Next::TripleFault if self.on_reboot == OnReboot::Restart => {
+            Next::TripleFault if self.on_reboot == OnReboot::Restart && !self.triple_fault_ends => {
                 log::warn!("triple fault on vCPU {vcpu}");
                 self.on_reset()
             }
@@ -139,7 +139,9 @@ impl Machine {
         if self.resets_from_panic() {
             return Ok(Some(Outcome::Panicked));
         }
-        if self.on_reboot == OnReboot::Exit {
+        self.resets = self.resets.saturating_add(1);
+        let restarts_no_more = self.restarts.is_some_and(|restarts| self.resets > restarts);
+        if self.on_reboot == OnReboot::Exit || restarts_no_more {
             return Ok(Some(Outcome::Reset));
         }
         log::info!("the guest restarts");
@@ -185,8 +187,10 @@ impl Machine {
 
     /// `asked_for`: the user wants the end.
     fn finish(self, outcome: Outcome, asked_for: bool) -> Result<Finished, MachineError> {
+        let ended_at = Instant::now();
         let Self {
             vcpus,
+            resets,
             devices,
             mut events,
             queue,
@@ -204,6 +208,8 @@ impl Machine {
         drop(claimed);
         Ok(Finished {
             outcome,
+            ended_at,
+            resets,
             report,
             cache_filler: None,
         })

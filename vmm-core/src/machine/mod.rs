@@ -15,8 +15,10 @@ mod panic_probe;
 mod passt;
 mod wiring;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use devices::dma::GuestRam;
 
@@ -35,15 +37,46 @@ pub use error::MachineError;
 pub use passt::PasstError;
 
 use assigned::Claimed;
-use events::{Countdown, EventQueue};
+use events::{Countdown, EventQueue, MachineEvent};
 use panic_probe::PanicProbe;
 use wiring::Devices;
 
 /// What a run does beyond what the machine is.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub struct Options {
     /// Count exits and events and measure their time.
     pub stats: bool,
+    /// Ports that are connected to the caller instead of to what the configuration says of them. They are closed when
+    /// the run is over. While nobody reads, a stream holds back the guest, and at the end of the run our caller.
+    pub streams: Vec<(ConsolePort, UnixStream)>,
+    /// The caller's own virtio console, the last one, which the kernel's command line does not name.
+    pub channel: Option<UnixStream>,
+    /// How often a reset starts the guest again before the next ends the run; without a limit if none.
+    pub restarts: Option<u32>,
+    /// A triple fault ends the run even where a reset would not.
+    pub triple_fault_ends: bool,
+    /// A signal ends the run without asking the guest.
+    pub signals_end: bool,
+}
+
+/// A port of the guest's that prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsolePort {
+    /// A serial port that the configuration has, from 0 on.
+    Serial(usize),
+    /// The virtio console, if the configuration has it.
+    Virtio,
+}
+
+/// Stops a machine from any thread.
+#[derive(Clone)]
+pub struct StopHandle(Arc<EventQueue>);
+
+impl StopHandle {
+    /// Ends the run, with [`Outcome::Ended`] unless it has ended already.
+    pub fn stop(&self) {
+        self.0.push(MachineEvent::Quit);
+    }
 }
 
 /// How a run ended.
@@ -73,6 +106,10 @@ pub enum Outcome {
 pub struct Finished {
     /// How it ended.
     pub outcome: Outcome,
+    /// When it ended: what is left is to take the machine apart.
+    pub ended_at: Instant,
+    /// How often the guest was reset, the reset that ended the run included.
+    pub resets: u32,
     /// What it cost; none unless [`Options::stats`] was set.
     pub report: Option<Report>,
     /// Still at work keeping the unpacked kernel for later runs; to be joined before the process ends, once the
@@ -95,6 +132,10 @@ pub struct Machine {
     on_reboot: OnReboot,
     on_panic: OnPanic,
     stats: bool,
+    restarts: Option<u32>,
+    triple_fault_ends: bool,
+    signals_end: bool,
+    resets: u32,
     endpoints: Vec<(String, String)>,
     taps: Vec<(String, String)>,
     /// Held to the end, when the devices are gone.
@@ -107,6 +148,12 @@ impl Machine {
     #[must_use]
     pub fn endpoints(&self) -> &[(String, String)] {
         &self.endpoints
+    }
+
+    /// What stops the machine once it runs.
+    #[must_use]
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(Arc::clone(&self.queue))
     }
 
     /// `(network interface, name)` of each TAP that was created.

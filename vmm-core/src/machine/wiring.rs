@@ -1,6 +1,7 @@
 //! The only place that joins configuration to devices: one function per kind.
 
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use devices::block::{BlockBackend, RawFile, RawOptions};
@@ -26,10 +27,10 @@ use devices::vfio::host::PciAddress;
 use devices::vfio::{GuestDma, HostFunction, VfioFunction, VfioOptions};
 use devices::virtio::{Blk, Console, Fs, Net, Rng, SharedDirectory, VirtioDevice, VirtioPci};
 
-use super::MachineError;
 use super::assigned::Assigned;
 use super::events::{EventQueue, MachineEvent};
 use super::passt::Passt;
+use super::{ConsolePort, MachineError};
 use crate::config::{
     CharTarget, DiskConfig, DiskInterface, DiskMedia, MachineConfig, NetConfig, NetInterface,
     Network, ShareConfig,
@@ -41,6 +42,23 @@ use crate::{layout, memory};
 
 /// What an Ethernet interface transfers by default, in bytes.
 const ETHERNET_MTU: u16 = 1500;
+
+/// The ports that are connected to our caller.
+pub struct Streams {
+    ports: Vec<(ConsolePort, UnixStream)>,
+    channel: Option<UnixStream>,
+}
+
+impl Streams {
+    pub fn new(ports: Vec<(ConsolePort, UnixStream)>, channel: Option<UnixStream>) -> Self {
+        Self { ports, channel }
+    }
+
+    fn take(&mut self, port: ConsolePort) -> Option<UnixStream> {
+        let index = self.ports.iter().position(|(one, _)| *one == port)?;
+        Some(self.ports.swap_remove(index).1)
+    }
+}
 
 /// What the user's files, interfaces and terminals became when they were opened.
 pub struct Backends {
@@ -59,9 +77,11 @@ pub struct Backends {
 
 impl Backends {
     /// Opens everything that `config` names. What must exist is opened first, what is created comes last, so that
-    /// a mistake leaves nothing behind. `witness` hears of the output to serial ports and console.
+    /// a mistake leaves nothing behind. `streams` take the place of what `config` says of their ports. `witness` hears of
+    /// the output to serial ports and console.
     pub fn open(
         config: &MachineConfig,
+        mut streams: Streams,
         queue: &Arc<EventQueue>,
         witness: &Arc<dyn PanicWitness>,
     ) -> Result<Self, MachineError> {
@@ -86,20 +106,28 @@ impl Backends {
             })
             .collect::<Result<_, MachineError>>()?;
         let mut endpoints = Vec::new();
-        let mut open = |name: String, target: &CharTarget| {
-            let backend = open_char(&name, target, queue, &mut endpoints)?;
+        let mut open = |name: String, port: ConsolePort, target: &CharTarget| {
+            let backend = match streams.take(port) {
+                Some(stream) => stream_backend(stream)?,
+                None => open_char(&name, target, queue, &mut endpoints)?,
+            };
             let watch = PanicWatch::new(Arc::clone(witness));
             Ok::<_, CharError>(Port::new(name, backend).watched_by(watch))
         };
-        let consoles = config
+        let mut consoles: Vec<Port> = config
             .console
             .iter()
-            .map(|target| open("console".into(), target))
+            .map(|target| open("console".into(), ConsolePort::Virtio, target))
             .collect::<Result<_, _>>()?;
-        let serials = (1..)
-            .zip(&config.serials)
-            .map(|(number, target)| open(format!("com{number}"), target))
+        let serials = (config.serials.iter().enumerate())
+            .map(|(index, target)| {
+                let name = format!("com{}", index + 1);
+                open(name, ConsolePort::Serial(index), target)
+            })
             .collect::<Result<_, _>>()?;
+        let channel = streams.channel.take().map(stream_backend).transpose()?;
+        // Behind the user's, so that its number says which it is.
+        consoles.extend(channel.map(|backend| Port::new("channel", backend)));
         Ok(Self {
             disks,
             shares,
@@ -111,6 +139,12 @@ impl Backends {
             endpoints,
         })
     }
+}
+
+fn stream_backend(stream: UnixStream) -> Result<Box<dyn CharBackend>, CharError> {
+    let input = stream.try_clone().map_err(CharError::Stdio)?;
+    let backend = StdioBackend::from_fds(input.into(), stream.into())?;
+    Ok(Box::new(backend))
 }
 
 fn open_disk(disk: &DiskConfig) -> Result<RawFile, MachineError> {
