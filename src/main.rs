@@ -34,6 +34,7 @@ fn run() -> Exit {
     logging::start(cli.verbose);
     let result = match cli.command {
         Command::Run(arguments) => commands::run::run(*arguments),
+        Command::Bench(command) => commands::bench::run(command),
         Command::Vfio(command) => commands::vfio::run(command),
         Command::Doctor => commands::doctor::run(),
     };
