@@ -5,6 +5,7 @@ pub mod arch;
 pub mod boot;
 pub mod config;
 pub mod event_loop;
+pub mod exit_cost;
 pub mod kvm;
 pub mod layout;
 pub mod machine;

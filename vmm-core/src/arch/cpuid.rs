@@ -31,6 +31,15 @@ impl Topology {
     }
 }
 
+/// Whether the CPU is AMD's, or one of Hygon's, which are made after it: their call of the hypervisor is VMMCALL.
+#[must_use]
+pub fn is_amd(supported: &CpuId) -> bool {
+    let mut entries = supported.as_slice().iter();
+    // "AuthenticAMD" and "HygonGenuine", of which EBX has the beginning.
+    let names = [*b"Auth", *b"Hygo"].map(u32::from_le_bytes);
+    entries.any(|entry| entry.function == 0 && names.contains(&entry.ebx))
+}
+
 /// `supported`, as vCPU `topology.apic_id` is to see it.
 ///
 /// # Panics

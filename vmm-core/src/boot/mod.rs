@@ -36,7 +36,7 @@ use devices::sync::lock;
 
 pub use error::{BootError, BootFile};
 pub use image::RamState;
-pub use paging::{BOOT_CS, BOOT_CS32, BOOT_DS, BOOT_TSS, GDT_ENTRIES};
+pub use paging::{BOOT_CS, BOOT_CS32, BOOT_DS, BOOT_TSS, GDT_ENTRIES, write_long_mode_tables};
 
 use crate::config::{BootConfig, CMDLINE_FOR_CONSOLE, CMDLINE_FOR_SERIAL};
 use crate::layout;

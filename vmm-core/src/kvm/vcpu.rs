@@ -253,6 +253,17 @@ impl KvmVcpu {
         self.fd.set_lapic(lapic).doing("set the local APIC")
     }
 
+    /// Lets a vCPU other than the first run from its registers, without waiting to be started by another.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn set_runnable(&self) -> Result<(), KvmError> {
+        let state = kvm_mp_state {
+            mp_state: KVM_MP_STATE_RUNNABLE,
+        };
+        self.fd.set_mp_state(state).doing("set the run state")
+    }
+
     /// What the vCPU, which is parked, is at.
     ///
     /// # Errors

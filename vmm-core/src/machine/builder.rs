@@ -18,7 +18,7 @@ use crate::arch::acpi::{self, AcpiConfig, AcpiTables};
 use crate::arch::cpuid::{self, Topology};
 use crate::arch::regs;
 use crate::boot::{BootSource, RamState};
-use crate::config::{CpuConfig, MachineConfig};
+use crate::config::{CpuAffinity, CpuConfig, MachineConfig};
 use crate::event_loop::EventLoop;
 use crate::kvm::{KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
 use crate::memory;
@@ -161,11 +161,19 @@ fn check_cpus(cpus: &CpuConfig, limit: u32) -> Result<(), MachineError> {
             limit,
         });
     }
-    if cpus.affinity.is_empty() {
+    check_affinity(&cpus.affinity)
+}
+
+/// Finds out whether this process may run on the host CPUs that vCPUs are to run on.
+///
+/// # Errors
+/// [`MachineError::NoSuchHostCpu`].
+pub fn check_affinity(affinity: &[CpuAffinity]) -> Result<(), MachineError> {
+    if affinity.is_empty() {
         return Ok(());
     }
     let available = sched_getaffinity(None).map_err(|e| host("read the CPU affinity")(e.into()))?;
-    for pin in &cpus.affinity {
+    for pin in affinity {
         if let Some(&cpu) = pin
             .host_cpus
             .iter()
@@ -185,7 +193,8 @@ fn check_cpus(cpus: &CpuConfig, limit: u32) -> Result<(), MachineError> {
     Ok(())
 }
 
-fn affinity(cpus: &CpuConfig) -> Vec<Vec<u32>> {
+/// The host CPUs of each of `count` vCPUs; none for anywhere.
+pub(crate) fn affinity(cpus: &CpuConfig) -> Vec<Vec<u32>> {
     let of = |vcpu| {
         cpus.affinity
             .iter()

@@ -31,6 +31,8 @@ use crate::stats::Report;
 use crate::vcpu::VcpuThreads;
 
 pub use assigned::AssignError;
+pub(crate) use builder::affinity;
+pub use builder::check_affinity;
 pub use crash::CrashReport;
 pub use devices::vfio::FunctionLoss;
 pub use error::MachineError;
