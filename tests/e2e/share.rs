@@ -28,7 +28,6 @@ fn with_share<'a>(ctx: &'a Ctx, folder: &Path) -> Vm<'a> {
     Vm::new(ctx)
         .option("--share", format!("path={},tag=data", folder.display()))
         .module("virtiofs")
-        .module("virtio_pci")
 }
 
 fn folder(ctx: &Ctx) -> Result<PathBuf> {

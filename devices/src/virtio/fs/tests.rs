@@ -6,6 +6,7 @@ use std::sync::Arc;
 use fuse_abi::linux::fuse_opcode as op;
 use fuse_abi::linux::{FUSE_ROOT_ID, fuse_in_header, fuse_init_in, fuse_out_header, fuse_read_in};
 use tempfile::TempDir;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::Bytes;
 use zerocopy::FromBytes;
 
@@ -346,6 +347,29 @@ fn after_a_reset_the_driver_is_not_touched_and_nothing_is_kept() {
     assert_eq!(bench.call(op::FUSE_GETATTR, node, &[]), Err(Errno::IO));
     bench.init();
     assert_eq!(bench.call(op::FUSE_GETATTR, node, &[]), Err(Errno::STALE));
+}
+
+#[test]
+fn rings_that_overlap_do_not_keep_the_device_at_work() {
+    const USED: u32 = 0x4000;
+    let mut bench = Bench::new();
+    bench.fs.deactivate();
+    // The available index is the used ring's flags: asking for no notification makes a chain available, and asking for
+    // them takes it back.
+    let mut queue = Queue::new(64).unwrap();
+    queue.set_desc_table_address(Some(0x1000), None);
+    queue.set_avail_ring_address(Some(USED - 2), None);
+    queue.set_used_ring_address(Some(USED), None);
+    queue.set_ready(true);
+    let interrupts = bench.interrupts.clone();
+    let activation = Activation {
+        queues: vec![VirtQueue::new(1, queue, bench.dma.clone(), interrupts)],
+        dma: bench.dma.clone(),
+        features: 0,
+    };
+    bench.fs.activate(activation).unwrap();
+    bench.fs.process_queue(1).unwrap();
+    assert!(bench.fs.rerun.is_asked());
 }
 
 #[test]
