@@ -62,10 +62,11 @@ fn serve(channel: &mut Option<Channel>) -> Result<Message, InitError> {
         GuestCommand::Script(_) => fs::read(SCRIPT_PATH).map_err(io("read", SCRIPT_PATH))?,
     };
     root::enter(&config.root)?;
-    mounts::users()?;
+    // Before the next line, which may cover the folder.
     if let Some(folder) = &config.modules_folder {
         mounts::show_modules(folder);
     }
+    mounts::users()?;
     network::links_up();
     rustix::system::sethostname(b"tripath").map_err(io("set", "the host's name"))?;
     let program = Program::new(&config.command, &script)?;

@@ -113,12 +113,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A soft dependency may be an alias, as `crc32c` is that of `crc32c_generic`, and may be missing.
+    /// A soft dependency may be missing, or may fail to load. It may be an alias, as `crypto-crc32c` is that of
+    /// `crc32c_generic`: lists of aliases are made by `depmod`, and a package has none.
     fn visit_soft(&mut self, name: &str) -> Result<(), Stop> {
-        for candidate in [name.to_owned(), format!("{name}_generic")] {
+        let plain = name.strip_prefix("crypto-").unwrap_or(name);
+        let required = std::mem::replace(&mut self.required, false);
+        for candidate in [plain.to_owned(), format!("{plain}_generic")] {
             let (seen, added) = (self.seen.clone(), self.added.len());
             match self.visit(&candidate) {
-                Ok(()) => return Ok(()),
+                Ok(()) => break,
                 Err(Stop::Missing(_)) => {
                     self.seen = seen;
                     self.added.truncate(added);
@@ -126,6 +129,7 @@ impl Walk<'_> {
                 Err(failed @ Stop::Failed(_)) => return Err(failed),
             }
         }
+        self.required = required;
         Ok(())
     }
 }
@@ -206,14 +210,24 @@ mod tests {
     fn soft_dependencies_may_be_aliases_or_missing() {
         let folder = folder(
             &[
-                ("ext4", "depends=jbd2\0softdep=pre: crc32c none\0"),
+                (
+                    "ext4",
+                    "depends=jbd2\0softdep=pre: crypto-crc32c none\0softdep=pre: sha256\0",
+                ),
                 ("jbd2", "depends=\0"),
                 ("crc32c_generic", "depends=\0"),
+                ("sha256", "depends=gone\0"),
             ],
             "",
         );
-        let (names, _) = order(&folder, &[required("ext4")]).unwrap();
-        assert_eq!(names, ["crc32c_generic", "jbd2", "ext4"]);
+        let folder = ModuleFolder::open(folder.path().to_owned()).unwrap();
+        let (modules, _) = in_order(&folder, &[required("ext4")]).unwrap();
+        let modules: Vec<_> = modules
+            .iter()
+            .map(|module| (module.name.as_str(), module.required))
+            .collect();
+        let expected = [("crc32c_generic", false), ("jbd2", true), ("ext4", true)];
+        assert_eq!(modules, expected);
     }
 
     #[test]
