@@ -92,7 +92,7 @@ impl GuestSpec {
 #[serde(try_from = "Written", into = "String")]
 pub struct Span(pub Duration);
 
-/// A time in a TOML or JSON file.
+/// A time in a TOML file.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -220,17 +220,25 @@ mod tests {
             machine: MachineFile {
                 kernel: Some("/k".into()),
                 serial: Some(vec![vmm_core::config::CharTarget::Stdio]),
+                cpus: Some(vmm_core::config::CpuConfig {
+                    count: 2,
+                    affinity: Vec::new(),
+                }),
                 memory: Some(vmm_core::config::MemoryConfig::of_size(64 << 20)),
                 ..MachineFile::default()
             },
             asked: Asked {
+                steps: vec![StepSpec {
+                    expect: "a".into(),
+                    send: Some("b\n".into()),
+                }],
                 end: Some(End::PowerOff),
                 timeout: Some(Span(Duration::from_secs(5))),
                 ..Asked::default()
             },
             guest: GuestSpec::default(),
         };
-        let text = serde_json::to_string(&spec).unwrap();
-        assert_eq!(serde_json::from_str::<TestSpec>(&text).unwrap(), spec);
+        let text = toml::to_string(&spec).unwrap();
+        assert_eq!(toml::from_str::<TestSpec>(&text).unwrap(), spec);
     }
 }

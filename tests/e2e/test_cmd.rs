@@ -369,7 +369,7 @@ fn dialogue(ctx: &Ctx) -> Result<()> {
             .as_array()
             .is_some_and(|rows| !rows.is_empty())
     );
-    for name in ["console.log", "machine.toml", "test.json"] {
+    for name in ["console.log", "machine.toml", "test.toml"] {
         ensure!(folder.join(name).exists(), "no {name}");
     }
     Ok(())

@@ -18,7 +18,7 @@ use crate::run::TestMachine;
 use crate::spec::{DEFAULT_TIMEOUT, TestSpec};
 
 /// In a test's folder: what is to be run.
-pub const SPEC_FILE: &str = "test.json";
+pub const SPEC_FILE: &str = "test.toml";
 /// In a test's folder: what came of it.
 pub const RESULT_FILE: &str = "result.json";
 /// In a test's folder: what its process had to say.
@@ -151,7 +151,7 @@ impl<'a> Pool<'a> {
             _ => {}
         }
         let path = folder.join(SPEC_FILE);
-        let text = serde_json::to_string_pretty(test).map_err(io::Error::from);
+        let text = toml::to_string(test).map_err(io::Error::other);
         text.and_then(|text| fs::write(&path, text))
             .map_err(failed(&path))
     }

@@ -85,8 +85,9 @@ pub fn work(folder: &Path, started: Instant) -> anyhow::Result<Exit> {
         return Ok(Exit::Failure);
     }
     let path = folder.join(SPEC_FILE);
-    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let spec: TestSpec = serde_json::from_slice(&text)
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let spec: TestSpec = toml::from_str(&text)
         .with_context(|| format!("{} is not a test", path.display()))?;
     let run_options = RunOptions {
         started,
