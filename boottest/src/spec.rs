@@ -1,7 +1,7 @@
 //! One test as data: what its author says, in options or in a suite, and what a process of a suite is given to run.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use thiserror::Error;
 use vmm_core::config::MachineFile;
 
 use crate::console::{Pattern, PatternError};
+use crate::guest::{WrittenModules, WrittenRootfs};
 use crate::judge::{Criteria, End, Step};
 
 /// How long a test may take if nothing is said.
@@ -73,10 +74,10 @@ pub struct GuestSpec {
     pub exec: Option<String>,
     /// A script of the host.
     pub script: Option<PathBuf>,
-    /// The root file system: a folder, or an image with `,partition=`.
-    pub rootfs: Option<String>,
+    /// The root file system. When nothing is said it is the user's initrd if there is one, and the host's own if not.
+    pub rootfs: Option<WrittenRootfs>,
     /// Where the kernel's modules are.
-    pub modules: Option<PathBuf>,
+    pub modules: Option<WrittenModules>,
 }
 
 impl GuestSpec {
@@ -84,6 +85,19 @@ impl GuestSpec {
     #[must_use]
     pub fn has_command(&self) -> bool {
         self.exec.is_some() || self.script.is_some()
+    }
+
+    /// Makes relative paths ones below `folder`.
+    pub fn resolve_paths(&mut self, folder: &Path) {
+        if let Some(script) = &mut self.script {
+            *script = folder.join(&*script);
+        }
+        if let Some(rootfs) = &mut self.rootfs {
+            rootfs.resolve_path(folder);
+        }
+        if let Some(modules) = &mut self.modules {
+            modules.resolve_path(folder);
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The options of `tripath test`.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 
+use boottest::guest::{WrittenModules, WrittenRootfs};
 use boottest::judge::End;
 use boottest::spec::{Asked, GuestSpec, Span};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -126,15 +128,23 @@ pub struct GuestArgs {
         allow_hyphen_values = true
     )]
     pub exec: Option<String>,
-    /// Script of the host that runs in the guest
+    /// Script or program of the host that runs in the guest
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,
-    /// Root file system for the command: a folder, read-only with an overlay, or a disk image [default: the host's]
-    #[arg(long, value_name = "DIR|IMAGE[,partition=PARTITION]")]
-    pub rootfs: Option<String>,
-    /// Where the kernel's modules are [default: /lib/modules/VERSION]
-    #[arg(long, value_name = "DIR")]
-    pub modules: Option<PathBuf>,
+    /// Root file system for the command [default: initrd with --initrd, else host]
+    ///
+    /// A folder is shared read-only, with an overlay in the guest's memory for what the guest writes; `host` is the
+    /// folder /. Of a raw disk image, PARTITION is a number, LABEL=..., UUID=... or PARTUUID=..., not needed if only one
+    /// has a file system; what the guest writes stays in its memory, too, unless writable=on. With `initrd`, the
+    /// command runs in the initrd's own files.
+    #[arg(
+        long,
+        value_name = "host|initrd|DIR|IMAGE[,partition=PARTITION][,writable=on]"
+    )]
+    pub rootfs: Option<WrittenRootfs>,
+    /// Where the kernel's modules are, or none if all is built in [default: the host's or, beside the kernel, its package's]
+    #[arg(long, value_name = "DIR|none", value_parser = |text: &str| Ok::<_, Infallible>(WrittenModules::from(text)))]
+    pub modules: Option<WrittenModules>,
 }
 
 /// Logs and reports.

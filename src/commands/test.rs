@@ -66,6 +66,18 @@ fn refuse_without_suite(arguments: &TestArgs) -> Result<(), UserError> {
         ("--list", options.list),
         ("--set", !options.set.is_empty()),
     ];
+    let guest = arguments.guest.spec();
+    let for_command = [
+        ("--rootfs", guest.rootfs.is_some()),
+        ("--modules", guest.modules.is_some()),
+    ];
+    if let Some((option, _)) = for_command.into_iter().find(|(_, given)| *given)
+        && !guest.has_command()
+    {
+        return Err(UserError::from_text(format!(
+            "{option} is for a command in the guest: give --exec or --script"
+        )));
+    }
     match given.into_iter().find(|(_, given)| *given) {
         Some((option, _)) => Err(UserError::from_text(format!(
             "{option} is for a suite: give tripath test SUITE.toml {option}"

@@ -12,12 +12,14 @@ mod initramfs;
 mod kernel;
 mod modules;
 mod prepare;
+mod written;
 
 pub use channel::{Channel, ChannelEvent, Stream};
 pub use error::GuestError;
 pub use image::{Partition, PartitionError};
 pub use modules::ModuleSource;
 pub use prepare::{Prepared, prepare};
+pub use written::{WrittenModules, WrittenRootfs, WrittenRootfsError};
 
 use std::path::PathBuf;
 

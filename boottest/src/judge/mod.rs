@@ -255,6 +255,11 @@ impl Judge {
         };
     }
 
+    /// The guest's command runs.
+    pub fn command_started(&mut self, now: Duration) {
+        self.reach("command-started", now);
+    }
+
     /// What the guest's command came to.
     pub fn command_ended(&mut self, now: Duration, end: CommandEnd) {
         if self.command.is_some() {

@@ -250,6 +250,7 @@ impl Hearing {
             Listener::Channel(channel) => {
                 for event in channel(bytes) {
                     match event {
+                        CommandEvent::Started => heard.judge.command_started(now),
                         CommandEvent::Output { is_error, bytes } => {
                             heard.command.add(is_error, &bytes, COMMAND_OUTPUT_BYTES);
                             if let Some(on_output) = &mut outlets.on_command_output {

@@ -190,15 +190,7 @@ fn spec(file: &SuiteFile, test: &TestTable, point: &Point<'_>, folder: &Path) ->
         spec.machine.memory = Some(memory.clone());
     }
     spec.machine.resolve_paths(folder);
-    for path in [&mut spec.guest.script, &mut spec.guest.modules]
-        .into_iter()
-        .flatten()
-    {
-        *path = folder.join(&*path);
-    }
-    if let Some(rootfs) = &mut spec.guest.rootfs {
-        *rootfs = folder.join(&*rootfs).to_string_lossy().into_owned();
-    }
+    spec.guest.resolve_paths(folder);
     spec
 }
 

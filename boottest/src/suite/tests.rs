@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
+use crate::guest::WrittenModules;
 use crate::report::TestResult;
 
 fn parse(text: &str) -> Result<Suite, String> {
@@ -90,8 +91,8 @@ fn the_matrix_and_its_layers() {
         Some(Path::new("/environment/k"))
     );
     assert_eq!(
-        last.guest.modules.as_deref(),
-        Some(Path::new("/default/modules"))
+        last.guest.modules,
+        Some(WrittenModules::Folder("/default/modules".into()))
     );
     assert_eq!(last.asked.timeout.unwrap().to_string(), "5s");
     assert_eq!(first.asked.timeout.unwrap().to_string(), "1m 30s");

@@ -87,8 +87,8 @@ pub fn work(folder: &Path, started: Instant) -> anyhow::Result<Exit> {
     let path = folder.join(SPEC_FILE);
     let text =
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let spec: TestSpec = toml::from_str(&text)
-        .with_context(|| format!("{} is not a test", path.display()))?;
+    let spec: TestSpec =
+        toml::from_str(&text).with_context(|| format!("{} is not a test", path.display()))?;
     let run_options = RunOptions {
         started,
         logs: Some(folder.to_owned()),

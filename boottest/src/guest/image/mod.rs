@@ -5,6 +5,7 @@
 mod superblock;
 mod table;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -53,6 +54,18 @@ impl FromStr for Partition {
                 Ok(0) | Err(_) => Err(wrong()),
                 Ok(number) => Ok(Self::Number(number)),
             },
+        }
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Automatic => Ok(()),
+            Self::Number(number) => number.fmt(f),
+            Self::Label(label) => write!(f, "LABEL={label}"),
+            Self::Uuid(uuid) => write!(f, "UUID={uuid}"),
+            Self::PartUuid(uuid) => write!(f, "PARTUUID={uuid}"),
         }
     }
 }
