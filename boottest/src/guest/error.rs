@@ -17,7 +17,7 @@ pub enum GuestError {
         source: io::Error,
     },
     /// The initramfs cannot be written.
-    #[error("cannot write the guest's initramfs into a temporary file: {0}")]
+    #[error("cannot make the guest's initramfs in memory: {0}")]
     Initramfs(#[source] io::Error),
     /// The kernel does not say its version, which its modules are looked for by.
     #[error(

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use tripath_init::config::{
     CONFIG_PATH, GuestCommand as InitCommand, GuestConfig, GuestModule, GuestRoot, INIT_PATH,
     SCRIPT_PATH,
@@ -213,7 +214,7 @@ fn initramfs(
     modules: &[Module],
     script: Option<&[u8]>,
 ) -> Result<File, GuestError> {
-    let mut file = tempfile::tempfile().map_err(GuestError::Initramfs)?;
+    let mut file = memory_file().map_err(GuestError::Initramfs)?;
     if let Some(path) = users {
         let mut users = File::open(path).map_err(error::read(path))?;
         let len = io::copy(&mut users, &mut file).map_err(error::read(path))?;
@@ -227,6 +228,12 @@ fn initramfs(
         .and_then(|()| file.rewind())
         .map_err(GuestError::Initramfs)?;
     Ok(file)
+}
+
+/// A few megabytes, and there need not be a folder that can be written to.
+fn memory_file() -> io::Result<File> {
+    let file = memfd_create("initramfs", MemfdFlags::CLOEXEC)?;
+    Ok(file.into())
 }
 
 fn write_archive(
