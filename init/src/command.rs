@@ -134,21 +134,22 @@ pub fn run(program: &Program, channel: &Channel) -> Result<Message, InitError> {
     channel.send(&Message::Started).map_err(lost)?;
 
     let mut outputs = Outputs::new(stdout, stderr);
-    let mut end = None;
-    while end.is_none() {
+    let mut turn = || -> Result<_, InitError> {
         outputs.wait_also_for(&child_ends);
         outputs.forward(channel).map_err(lost)?;
-        // One byte a signal; signals that come together may be one.
+        // A byte for each signal; several processes may have ended for one.
         while matches!(child_ends.read(&mut [0; 64]), Ok(1..)) {}
-        end = reap(child);
-    }
+        Ok((reap(child), outputs.are_open()))
+    };
+    let end = loop {
+        if let (Some(end), _) = turn()? {
+            break end;
+        }
+    };
     // Whoever is left may hold the pipes open for ever.
     end_all_others();
-    while outputs.are_open() {
-        outputs.wait_also_for(&child_ends);
-        outputs.forward(channel).map_err(lost)?;
-    }
-    Ok(end.unwrap_or(Message::Exited { code: 0 }))
+    while let (_, true) = turn()? {}
+    Ok(end)
 }
 
 /// Reaps what has ended, as the first process has to. How `child` ended, if it has.

@@ -53,7 +53,10 @@ fn serve(channel: &mut Option<Channel>) -> Result<Message, InitError> {
     let config: GuestConfig = serde_json::from_slice(&text)?;
     // A module may fail that the channel does not need: then there is one to tell it on.
     let loaded = modules::load(&config.modules);
-    let channel = channel.insert(Channel::open()?);
+    let channel = match Channel::open() {
+        Ok(opened) => channel.insert(opened),
+        Err(error) => return Err(loaded.err().unwrap_or(error)),
+    };
     loaded?;
 
     // Read here: the initramfs is out of reach once there is another root.
