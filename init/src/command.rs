@@ -241,3 +241,37 @@ fn is_readable(pipe: &PipeReader) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::waitpid;
+
+    #[test]
+    fn a_scripts_first_line_names_its_interpreter() {
+        let name = |script: &[u8]| interpreter(script);
+        assert_eq!(name(b"#!/bin/sh\nexit 7\n").unwrap(), "/bin/sh");
+        assert_eq!(name(b"#! /usr/bin/env python3 -u").unwrap(), "/usr/bin/env");
+        for script in [&b"exit 7\n"[..], b"#!\n/bin/sh", b"#! ", b""] {
+            assert_eq!(name(script), None);
+        }
+    }
+
+    #[test]
+    fn a_process_ends_with_a_code_or_by_a_signal() {
+        let message = |script: &str| {
+            let child = Command::new("/bin/sh").args(["-c", script]).spawn();
+            let child = Pid::from_child(&child.unwrap());
+            let waited = waitpid(Some(child), WaitOptions::empty()).unwrap();
+            ended(waited.unwrap().1)
+        };
+        for code in [0, 7, 255] {
+            let exited = Message::Exited { code };
+            assert_eq!(message(&format!("exit {code}")), Some(exited));
+        }
+        for signal in [9, 15] {
+            let signalled = Message::Signalled { signal };
+            assert_eq!(message(&format!("kill -{signal} $$")), Some(signalled));
+        }
+    }
+}

@@ -3,6 +3,7 @@
 //! It mounts the usual file systems, loads the modules that the host has chosen, makes the root asked for `/`, runs
 //! the command with its output on the host's channel, and powers the guest off. What fails is told on the channel, if
 //! there is one by then, and on the kernel's console.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod channel;
 mod command;
