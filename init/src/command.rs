@@ -134,21 +134,22 @@ pub fn run(program: &Program, channel: &Channel) -> Result<Message, InitError> {
     channel.send(&Message::Started).map_err(lost)?;
 
     let mut outputs = Outputs::new(stdout, stderr);
-    let mut end = None;
-    while end.is_none() {
+    let mut turn = || -> Result<_, InitError> {
         outputs.wait_also_for(&child_ends);
         outputs.forward(channel).map_err(lost)?;
-        // One byte a signal; signals that come together may be one.
+        // A byte for each signal; several processes may have ended for one.
         while matches!(child_ends.read(&mut [0; 64]), Ok(1..)) {}
-        end = reap(child);
-    }
+        Ok((reap(child), outputs.are_open()))
+    };
+    let end = loop {
+        if let (Some(end), _) = turn()? {
+            break end;
+        }
+    };
     // Whoever is left may hold the pipes open for ever.
     end_all_others();
-    while outputs.are_open() {
-        outputs.wait_also_for(&child_ends);
-        outputs.forward(channel).map_err(lost)?;
-    }
-    Ok(end.unwrap_or(Message::Exited { code: 0 }))
+    while let (_, true) = turn()? {}
+    Ok(end)
 }
 
 /// Reaps what has ended, as the first process has to. How `child` ended, if it has.
@@ -237,6 +238,40 @@ fn is_readable(pipe: &PipeReader) -> bool {
         match poll(&mut fds, Some(&now)) {
             Err(Errno::INTR) => {}
             ready => return ready.is_ok_and(|ready| ready > 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::waitpid;
+
+    #[test]
+    fn a_scripts_first_line_names_its_interpreter() {
+        let name = |script: &[u8]| interpreter(script);
+        assert_eq!(name(b"#!/bin/sh\nexit 7\n").unwrap(), "/bin/sh");
+        assert_eq!(name(b"#! /usr/bin/env python3 -u").unwrap(), "/usr/bin/env");
+        for script in [&b"exit 7\n"[..], b"#!\n/bin/sh", b"#! ", b""] {
+            assert_eq!(name(script), None);
+        }
+    }
+
+    #[test]
+    fn a_process_ends_with_a_code_or_by_a_signal() {
+        let message = |script: &str| {
+            let child = Command::new("/bin/sh").args(["-c", script]).spawn();
+            let child = Pid::from_child(&child.unwrap());
+            let waited = waitpid(Some(child), WaitOptions::empty()).unwrap();
+            ended(waited.unwrap().1)
+        };
+        for code in [0, 7, 255] {
+            let exited = Message::Exited { code };
+            assert_eq!(message(&format!("exit {code}")), Some(exited));
+        }
+        for signal in [9, 15] {
+            let signalled = Message::Signalled { signal };
+            assert_eq!(message(&format!("kill -{signal} $$")), Some(signalled));
         }
     }
 }

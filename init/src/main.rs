@@ -3,6 +3,7 @@
 //! It mounts the usual file systems, loads the modules that the host has chosen, makes the root asked for `/`, runs
 //! the command with its output on the host's channel, and powers the guest off. What fails is told on the channel, if
 //! there is one by then, and on the kernel's console.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod channel;
 mod command;
@@ -53,7 +54,10 @@ fn serve(channel: &mut Option<Channel>) -> Result<Message, InitError> {
     let config: GuestConfig = serde_json::from_slice(&text)?;
     // A module may fail that the channel does not need: then there is one to tell it on.
     let loaded = modules::load(&config.modules);
-    let channel = channel.insert(Channel::open()?);
+    let channel = match Channel::open() {
+        Ok(opened) => channel.insert(opened),
+        Err(error) => return Err(loaded.err().unwrap_or(error)),
+    };
     loaded?;
 
     // Read here: the initramfs is out of reach once there is another root.

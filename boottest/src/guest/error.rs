@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Why no guest can be prepared. All but [`Initramfs`](Self::Initramfs) are the user's to mend, and say how.
+/// Why no guest can be prepared.
 #[derive(Debug, Error)]
 pub enum GuestError {
     /// A file or folder that was named cannot be read.
@@ -124,6 +124,14 @@ pub enum GuestError {
         /// Which.
         partition: String,
     },
+}
+
+impl GuestError {
+    /// Whether the user can mend it, by what the text says.
+    #[must_use]
+    pub fn is_users(&self) -> bool {
+        !matches!(self, Self::Initramfs(_))
+    }
 }
 
 /// For `map_err`: what could not be read.

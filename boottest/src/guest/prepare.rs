@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -135,8 +136,8 @@ fn disk_root(
     partition: &image::Partition,
     writable: bool,
 ) -> Result<Root, GuestError> {
-    let metadata = fs::metadata(path).map_err(error::read(path))?;
-    if metadata.is_dir() {
+    let kind = fs::metadata(path).map_err(error::read(path))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
         return Err(GuestError::NoRootfs(path.to_owned()));
     }
     let found = image::find_root(path, partition)?;
