@@ -156,13 +156,14 @@ impl Pattern {
     }
 }
 
-fn compile(sources: &[&str]) -> Result<Regex, BuildError> {
+fn compile(sources: &[&str]) -> Result<Regex, Box<BuildError>> {
     // Places within a line are bytes.
     let configuration = Regex::config().utf8_empty(false);
     Regex::builder()
         .configure(configuration)
         .syntax(syntax::Config::new().utf8(false))
         .build_many(sources)
+        .map_err(Box::new)
 }
 
 /// The last line of the error is what is wrong; those before it show where.
