@@ -99,6 +99,15 @@ fn devices_depends_on_no_kvm() {
 }
 
 #[test]
+fn boottest_knows_neither_devices_nor_the_command_line() {
+    let dependencies = dependencies("boottest");
+    for above_or_below in ["devices", "kvm-ioctls", "kvm-bindings", "clap", "anyhow"] {
+        let there = dependencies.iter().any(|one| one["name"] == above_or_below);
+        assert!(!there, "boottest depends on {above_or_below}");
+    }
+}
+
+#[test]
 fn the_check_of_dependencies_finds_breaches() {
     let dependency = |name: &str, features: &[&str], defaults: bool| serde_json::json!({ "name": name, "features": features, "uses_default_features": defaults });
     for bad in [
@@ -118,7 +127,7 @@ fn the_check_of_dependencies_finds_breaches() {
 #[test]
 fn only_the_kvm_module_names_kvm_ioctls() {
     let kvm = root().join("vmm-core/src/kvm");
-    let breaches: Vec<String> = ["src", "vmm-core/src", "devices/src"]
+    let breaches: Vec<String> = ["src", "boottest/src", "vmm-core/src", "devices/src"]
         .into_iter()
         .flat_map(|folder| mentions(folder, &["kvm_ioctls"], |file| file.starts_with(&kvm)))
         .collect();

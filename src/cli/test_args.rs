@@ -16,7 +16,8 @@ pub const TEST_NOTES: &str = "\
 The guest's consoles are what goes to stdio: COM1, unless --serial says
 otherwise, and the virtio console with --console stdio. Text is matched line by
 line, without terminal control sequences, and also while a line still grows: a
-prompt without an end is found. ^ is the beginning of a line, $ its end.
+prompt is found. ^ is the beginning of a line, $ its end, which a prompt does not
+have.
 
 A kernel panic, an oops or BUG, a hung task, a lockup, an RCU stall, an emergency
 shell, a triple fault, an internal error of KVM, or too many resets end the run
@@ -48,8 +49,8 @@ A suite:
     [[test]]
     name = \"login\"
     kernels = [\"6.12\"]          # on these only
-    steps = [{ expect = \"login: $\", send = \"root\\n\" }]
-    expect = [\"# $\"]
+    steps = [{ expect = \"login: \", send = \"root\\n\" }]
+    expect = [\"# \"]
 
 Exit codes:
    0  passed
@@ -178,7 +179,7 @@ pub struct SuiteArgs {
     /// List the tests and run none
     #[arg(long)]
     pub list: bool,
-    /// Value for one of the suite's [variables]; may be repeated
+    /// Value for one of the suite's variables; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub set: Vec<(String, String)>,
 }
@@ -241,5 +242,32 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use boottest::suite::{Suite, Variables};
+
+    #[test]
+    fn the_suite_in_the_help_is_one() {
+        let lines = TEST_NOTES.lines().filter(|line| line.starts_with("    "));
+        let text: Vec<_> = lines.collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.toml");
+        std::fs::write(&path, text.join("\n")).unwrap();
+        let suite = Suite::load(&path, &Variables::default()).unwrap();
+        let names: Vec<_> = suite.tests.iter().map(|test| test.name.as_str()).collect();
+        assert_eq!(names, ["login/6.12/virtio/1cpu/256M"]);
+    }
+
+    #[test]
+    fn the_suite_that_is_shipped_is_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/suites/boot.toml");
+        let names = ["CLOUD61", "CLOUD612", "GENERIC612", "DISK"];
+        let set = names.map(|name| (name.to_owned(), "/x".to_owned()));
+        let suite = Suite::load(path.as_ref(), &Variables::new(set, [])).unwrap();
+        assert_eq!(suite.tests.len(), 12 + 8);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use regex_automata::Input;
 use regex_automata::meta::{BuildError, Regex};
+use regex_automata::util::syntax;
 use thiserror::Error;
 
 /// What may follow a line that is still growing, by kind: a character of a word, and one that is none.
@@ -20,10 +21,15 @@ pub struct PatternError {
 }
 
 /// A regular expression to be looked for in lines; its syntax is that of the `regex` crate.
+///
+/// `(?i)` is for ASCII letters, and `\w` and `.` are for ASCII text beside it: Unicode's table of cases would be relocated
+/// memory of every guest's process.
 #[derive(Clone)]
 pub struct Pattern {
     regex: Regex,
     source: String,
+    /// As it was compiled.
+    compiled: String,
 }
 
 /// A line, as far as it is there.
@@ -75,13 +81,19 @@ impl Pattern {
     /// # Errors
     /// [`PatternError`].
     pub fn new(source: &str) -> Result<Self, PatternError> {
-        let regex = Regex::new(source).map_err(|error| PatternError {
-            pattern: source.to_owned(),
-            reason: reason(&error),
+        let with_unicode = compile(&[source]).map(|regex| (regex, source.to_owned()));
+        let (regex, compiled) = with_unicode.or_else(|error| {
+            let ascii = format!("(?-u){source}");
+            let regex = compile(&[&ascii]).map_err(|_| PatternError {
+                pattern: source.to_owned(),
+                reason: reason(&error),
+            })?;
+            Ok((regex, ascii))
         })?;
         Ok(Self {
             regex,
             source: source.to_owned(),
+            compiled,
         })
     }
 
@@ -89,11 +101,13 @@ impl Pattern {
     /// too large, and then there is none.
     #[must_use]
     pub fn any_of<'a>(patterns: impl IntoIterator<Item = &'a Self>) -> Option<Self> {
-        let sources: Vec<&str> = patterns.into_iter().map(Self::source).collect();
-        let regex = Regex::new_many(&sources).ok()?;
+        let compiled = patterns.into_iter().map(|pattern| &*pattern.compiled);
+        let compiled: Vec<&str> = compiled.collect();
+        let regex = compile(&compiled).ok()?;
         Some(Self {
             regex,
-            source: sources.join("|"),
+            source: compiled.join("|"),
+            compiled: String::new(),
         })
     }
 
@@ -142,6 +156,16 @@ impl Pattern {
     }
 }
 
+fn compile(sources: &[&str]) -> Result<Regex, Box<BuildError>> {
+    // Places within a line are bytes.
+    let configuration = Regex::config().utf8_empty(false);
+    Regex::builder()
+        .configure(configuration)
+        .syntax(syntax::Config::new().utf8(false))
+        .build_many(sources)
+        .map_err(Box::new)
+}
+
 /// The last line of the error is what is wrong; those before it show where.
 fn reason(error: &BuildError) -> String {
     let text = match error.syntax_error() {
@@ -175,6 +199,7 @@ mod tests {
             ("[^x]$", "ab"),
             ("b[^y]", "abx"),
             ("(?i)READY", "is ready now"),
+            ("(?i)ÉTÉ", "ÉTÉ"),
         ] {
             let complete = end(pattern, &Text::complete(line));
             let growing = line
@@ -211,6 +236,13 @@ mod tests {
     fn a_mistake_is_told_in_one_line() {
         let error = Pattern::new("a(b").unwrap_err().to_string();
         assert_eq!(error, "\"a(b\" is not a regular expression: unclosed group");
+    }
+
+    #[test]
+    fn case_may_be_ignored_in_ascii() {
+        assert_eq!(end("(?i)kernel", &Text::complete("a KERNEL")), Some(8));
+        assert_eq!(end(r"(?i)a\d", &Text::complete("é A1")), Some(5));
+        assert_eq!(end(r"\w+é", &Text::complete("éé")), Some(4));
     }
 
     #[test]

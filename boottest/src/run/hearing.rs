@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::guest::{Channel, CommandEvent};
-use super::{CONSOLE_LOG, CommandSink, LineSink, RunError};
+use super::{CommandSink, LineSink, RunError};
 use crate::console::{ConsoleLog, LineReader, LogTotals, Piece};
 use crate::judge::{Input, Judge};
 use crate::report::CommandOutput;
@@ -278,10 +278,7 @@ impl Hearing {
 
     fn finish(mut self) -> Result<Heard, RunError> {
         if let Some(log) = self.outlets.log {
-            self.heard.totals = log.finish().map_err(|source| RunError::Log {
-                path: CONSOLE_LOG.into(),
-                source,
-            })?;
+            self.heard.totals = log.finish().map_err(RunError::LogLost)?;
         }
         Ok(self.heard)
     }

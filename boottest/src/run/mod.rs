@@ -65,6 +65,11 @@ pub enum RunError {
         "no console is heard: send COM1 (--serial) or the virtio console (--console) to stdio, which is this test"
     )]
     Deaf,
+    /// Nothing would ever end the run well.
+    #[error(
+        "with --end none the run is over when the last expectation is met, and there is none: give --expect or a command"
+    )]
+    Endless,
     /// What runs in the guest.
     #[error(transparent)]
     Guest(#[from] GuestError),
@@ -76,6 +81,9 @@ pub enum RunError {
         /// What the host said.
         source: io::Error,
     },
+    /// The console's log, while the guest ran.
+    #[error("cannot write {CONSOLE_LOG}: {0}")]
+    LogLost(io::Error),
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -98,10 +106,11 @@ impl RunError {
             | Self::Config(_)
             | Self::Pattern(_)
             | Self::Deaf
+            | Self::Endless
             | Self::Guest(_)
             | Self::Log { .. } => true,
             Self::Machine(error) => error.is_users(),
-            Self::Host { .. } => false,
+            Self::Host { .. } | Self::LogLost(_) => false,
         }
     }
 }
@@ -134,6 +143,9 @@ impl TestMachine {
         let heard = take_heard(&mut file);
         if heard.is_empty() && !criteria.steps.is_empty() {
             return Err(RunError::Deaf);
+        }
+        if criteria.end == End::None && criteria.steps.is_empty() && !criteria.has_command {
+            return Err(RunError::Endless);
         }
         let mut config = file.complete()?;
         if criteria.end == End::Reboot {
@@ -320,5 +332,17 @@ mod tests {
             ..TestSpec::default()
         };
         assert!(matches!(TestMachine::of(&spec), Err(RunError::Deaf)));
+    }
+
+    #[test]
+    fn a_run_that_need_not_end_needs_something_to_wait_for() {
+        let spec = TestSpec {
+            asked: Asked {
+                end: Some(End::None),
+                ..Asked::default()
+            },
+            ..TestSpec::default()
+        };
+        assert!(matches!(TestMachine::of(&spec), Err(RunError::Endless)));
     }
 }

@@ -114,14 +114,15 @@ fn spec(arguments: TestArgs) -> Result<TestSpec, UserError> {
         guest,
         ..
     } = arguments;
-    for (option, given) in [
-        ("--on-reboot", machine.on_reboot.is_some()),
-        ("--on-panic", machine.on_panic.is_some()),
+    let end = "say how the guest is to end with --end";
+    for (option, given, instead) in [
+        ("--on-reboot", machine.on_reboot.is_some(), end),
+        ("--on-panic", machine.on_panic.is_some(), end),
+        ("--stats", machine.stats, "with --log they are in result.json"),
     ] {
         if given {
-            return Err(UserError::from_text(format!(
-                "{option} is for tripath run: say how the guest is to end with --end"
-            )));
+            let mistake = format!("{option} is for tripath run: {instead}");
+            return Err(UserError::from_text(mistake));
         }
     }
     let file = match &machine.config {
