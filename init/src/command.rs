@@ -134,22 +134,21 @@ pub fn run(program: &Program, channel: &Channel) -> Result<Message, InitError> {
     channel.send(&Message::Started).map_err(lost)?;
 
     let mut outputs = Outputs::new(stdout, stderr);
-    let mut turn = || -> Result<_, InitError> {
+    let mut end = None;
+    loop {
+        if let Some(end) = end.take_if(|_| !outputs.are_open()) {
+            return Ok(end);
+        }
         outputs.wait_also_for(&child_ends);
         outputs.forward(channel).map_err(lost)?;
         // A byte for each signal; several processes may have ended for one.
         while matches!(child_ends.read(&mut [0; 64]), Ok(1..)) {}
-        Ok((reap(child), outputs.are_open()))
-    };
-    let end = loop {
-        if let (Some(end), _) = turn()? {
-            break end;
+        if let Some(ended) = reap(child) {
+            end = Some(ended);
+            // Whoever is left may hold the pipes open for ever.
+            end_all_others();
         }
-    };
-    // Whoever is left may hold the pipes open for ever.
-    end_all_others();
-    while let (_, true) = turn()? {}
-    Ok(end)
+    }
 }
 
 /// Reaps what has ended, as the first process has to. How `child` ended, if it has.
