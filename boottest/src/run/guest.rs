@@ -1,9 +1,10 @@
 //! What runs in the guest: the one place where `--exec`, `--script`, `--rootfs` and `--modules` change the machine.
 
 use thiserror::Error;
+use vmm_core::config::MachineConfig;
 
 use crate::judge::CommandEnd;
-use crate::spec::TestSpec;
+use crate::spec::GuestSpec;
 
 /// What the guest's command did.
 #[cfg_attr(not(test), allow(dead_code))]
@@ -35,11 +36,16 @@ pub(super) struct Attached {
 #[error("{0}")]
 pub struct GuestError(String);
 
-/// Makes ready what is to run in the guest, and changes the machine to suit.
-pub(super) fn attach(spec: &mut TestSpec) -> Result<Option<Attached>, GuestError> {
-    if spec.guest == Default::default() {
+/// Makes ready what is to run in the guest, and changes the machine to suit: its initrd, command line, shares and disks.
+/// The channel is given to the machine as its last virtio console by our caller.
+pub(super) fn attach(
+    guest: &GuestSpec,
+    config: &mut MachineConfig,
+) -> Result<Option<Attached>, GuestError> {
+    if *guest == GuestSpec::default() {
         return Ok(None);
     }
+    log::debug!("{} runs a command", config.boot.kernel.display());
     Err(GuestError(
         "commands in the guest are not supported by this build".to_owned(),
     ))

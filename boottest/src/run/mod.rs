@@ -185,9 +185,8 @@ fn take_heard(file: &mut MachineFile) -> Vec<ConsolePort> {
 /// [`RunError`] if the test could not be run; how it went is in the result.
 pub fn run(spec: &TestSpec, options: RunOptions) -> Result<Ran, RunError> {
     let criteria = spec.asked.criteria(spec.guest.has_command())?;
-    let mut spec = spec.clone();
-    let attached = guest::attach(&mut spec)?;
-    let TestMachine { config, heard } = TestMachine::of(&spec)?;
+    let TestMachine { mut config, heard } = TestMachine::of(spec)?;
+    let attached = guest::attach(&spec.guest, &mut config)?;
     let log = options.logs.as_deref().map(create_logs).transpose()?;
 
     let mut streams = Vec::new();
@@ -228,7 +227,7 @@ pub fn run(spec: &TestSpec, options: RunOptions) -> Result<Ran, RunError> {
     })?;
     // What was made for the guest, which is gone.
     drop(prepared);
-    outcome::result_of(&spec, &config, finished?, heard?, &options.started).map(
+    outcome::result_of(spec, &config, finished?, heard?, &options.started).map(
         |(result, cache_filler)| Ran {
             result,
             cache_filler,

@@ -87,8 +87,8 @@ pub fn work(folder: &Path, started: Instant) -> anyhow::Result<Exit> {
     let path = folder.join(SPEC_FILE);
     let text =
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let spec: TestSpec = toml::from_str(&text)
-        .with_context(|| format!("{} is not a test", path.display()))?;
+    let spec: TestSpec =
+        toml::from_str(&text).with_context(|| format!("{} is not a test", path.display()))?;
     let run_options = RunOptions {
         started,
         logs: Some(folder.to_owned()),
@@ -118,7 +118,11 @@ fn spec(arguments: TestArgs) -> Result<TestSpec, UserError> {
     for (option, given, instead) in [
         ("--on-reboot", machine.on_reboot.is_some(), end),
         ("--on-panic", machine.on_panic.is_some(), end),
-        ("--stats", machine.stats, "with --log they are in result.json"),
+        (
+            "--stats",
+            machine.stats,
+            "with --log they are in result.json",
+        ),
     ] {
         if given {
             let mistake = format!("{option} is for tripath run: {instead}");
