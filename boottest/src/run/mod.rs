@@ -36,12 +36,17 @@ pub type LineSink = Box<dyn FnMut(&str) + Send>;
 /// Hears what the guest's command puts out; true for its standard error.
 pub type CommandSink = Box<dyn FnMut(bool, &[u8]) + Send>;
 
+/// Hears what the user has to know of the machine, a line each.
+pub type NoteSink = Box<dyn Fn(&str)>;
+
 /// How a test is run.
 pub struct RunOptions {
     /// When this process started: the origin of all times.
     pub started: Instant,
     /// Where the logs go.
     pub logs: Option<PathBuf>,
+    /// Hears where ports and network interfaces are whose places the user cannot know.
+    pub on_note: NoteSink,
     /// Hears each line of the consoles.
     pub on_line: Option<LineSink>,
     /// Hears what the guest's command puts out; true for its standard error.
@@ -213,6 +218,12 @@ pub fn run(spec: &TestSpec, options: RunOptions) -> Result<Ran, RunError> {
         signals_end: true,
     };
     let machine = Machine::build(&config, machine_options)?;
+    for (port, place) in machine.endpoints() {
+        (options.on_note)(&format!("{port} is {place}"));
+    }
+    for (interface, name) in machine.taps() {
+        (options.on_note)(&format!("{interface} is on TAP {name}"));
+    }
     let outlets = Outlets {
         log,
         on_line: options.on_line,

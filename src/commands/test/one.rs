@@ -44,6 +44,7 @@ pub fn run(arguments: TestArgs, started: Instant) -> anyhow::Result<Exit> {
     let run_options = RunOptions {
         started,
         logs: options.log.clone(),
+        on_note: Box::new(logging::tell),
         on_line: options.show_console.then(|| Box::new(on_line) as _),
         on_command_output: Some(Box::new(on_command_output)),
     };
@@ -92,6 +93,7 @@ pub fn work(folder: &Path, started: Instant) -> anyhow::Result<Exit> {
     let run_options = RunOptions {
         started,
         logs: Some(folder.to_owned()),
+        on_note: Box::new(logging::tell),
         on_line: None,
         on_command_output: None,
     };
