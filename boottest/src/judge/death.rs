@@ -4,6 +4,7 @@
 //! of a line only, behind what printk puts there: a guest that quotes them elsewhere in a line is not dead.
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use crate::console::{Pattern, Text};
 
@@ -123,7 +124,7 @@ const DEATHS: [(DeathKind, &str); 12] = [
 /// What a line says of life and death.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Signs {
-    /// Where the death's text ends, and which it is.
+    /// Where the first text of a death ends, and which it is as far as the line says.
     pub(super) death: Option<(usize, DeathKind)>,
     /// A panic is through.
     pub(super) panic_end: bool,
@@ -132,6 +133,9 @@ pub(super) struct Signs {
     /// The kernel starts init.
     pub(super) init: bool,
 }
+
+/// Compiled once.
+static BUILT_IN: LazyLock<Deaths> = LazyLock::new(Deaths::default);
 
 /// The built-in patterns.
 #[derive(Debug)]
@@ -161,6 +165,11 @@ fn built_in(text: &str) -> Pattern {
 }
 
 impl Deaths {
+    /// Them all, ready for use.
+    pub(super) fn built_in() -> &'static Self {
+        &BUILT_IN
+    }
+
     /// All of them.
     pub(super) fn patterns(&self) -> impl Iterator<Item = &Pattern> {
         let deaths = self.deaths.iter().map(|(_, pattern)| pattern);
@@ -169,10 +178,13 @@ impl Deaths {
 
     /// What `text` says.
     pub(super) fn signs(&self, text: &Text) -> Signs {
-        let death = self.deaths.iter().find_map(|(kind, pattern)| {
-            let end = pattern.earliest_end(text, 0)?;
-            Some((end, *kind))
-        });
+        let mut death = None;
+        for (kind, pattern) in &self.deaths {
+            if let Some(end) = pattern.earliest_end(text, 0) {
+                let (first, kind) = death.unwrap_or((end, *kind));
+                death = Some((first.min(end), kind));
+            }
+        }
         Signs {
             death,
             panic_end: self.panic_end.is_in(text, 0),
@@ -187,7 +199,7 @@ mod tests {
     use super::*;
 
     fn kind(line: &str) -> Option<DeathKind> {
-        let signs = Deaths::default().signs(&Text::complete(line));
+        let signs = Deaths::built_in().signs(&Text::complete(line));
         signs.death.map(|(_, kind)| kind)
     }
 
@@ -297,7 +309,7 @@ mod tests {
 
     #[test]
     fn markers() {
-        let deaths = Deaths::default();
+        let deaths = Deaths::built_in();
         let signs = |line| deaths.signs(&Text::complete(line));
         let end = "[    2.1] ---[ end Kernel panic - not syncing: x ]---";
         assert!(signs(end).panic_end && signs(end).death.is_none());

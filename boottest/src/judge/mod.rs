@@ -72,7 +72,7 @@ struct Dying {
 #[derive(Debug)]
 pub struct Judge {
     criteria: Criteria,
-    deaths: Deaths,
+    deaths: &'static Deaths,
     /// Found where any other is; none if they are too large together.
     any: Option<Pattern>,
     state: State,
@@ -93,7 +93,7 @@ impl Judge {
     /// Nothing has happened yet; the kernel is entered at `entered`.
     #[must_use]
     pub fn new(criteria: Criteria, entered: Duration) -> Self {
-        let deaths = Deaths::default();
+        let deaths = Deaths::built_in();
         let expectations = criteria.steps.iter().map(|step| &step.expect);
         let any = Pattern::any_of(
             expectations
@@ -247,6 +247,10 @@ impl Judge {
             return;
         };
         dying.pause_ends = now + AFTERMATH_PAUSE;
+        // The rest of a line tells more of what its beginning said.
+        if let Some((_, kind)) = signs.death.filter(|_| dying.mark == self.context.mark()) {
+            dying.kind = kind;
+        }
         dying.panicked |= signs.death.is_some_and(|(_, kind)| kind.is_panic());
         dying.told |= if dying.panicked || self.criteria.end == End::Panic {
             signs.panic_end

@@ -67,11 +67,13 @@ fn reason_of(criteria: Criteria, text: &str, end: &GuestEnd) -> (u8, String) {
 fn a_stream_cut_anywhere_gives_the_same_verdict_and_the_same_input() {
     let stream =
         "boot\r\n\x1b[1;32mready\x1b[0m: caf\u{e9} \u{20ac}\r\ndebian login: \x1b[?25h".as_bytes();
-    let rejecting: [&[u8]; 4] = [
+    let rejecting: [&[u8]; 6] = [
         "boot\r\nfirst second bad third\r\nmore".as_bytes(),
         "\x1b[31mbad\x1b[0m first\r\nsecond third\n".as_bytes(),
         "[    1.0] Kernel panic - not syncing: first second bad\r\nthird\n".as_bytes(),
         b"first\xe2\x82second\r\nthird bad",
+        b"first\n[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs on second\r\nthird\n",
+        b"[    9.0] BUG: soft lockup - CPU#0 stuck for 26s!\r\n[    9.1] Kernel panic - not syncing: softlockup\n",
     ];
     let ways = |bytes: &'static [u8], make: &dyn Fn() -> Criteria| {
         let whole = judged(make(), [bytes], &GuestEnd::PoweredOff);

@@ -36,12 +36,17 @@ pub type LineSink = Box<dyn FnMut(&str) + Send>;
 /// Hears what the guest's command puts out; true for its standard error.
 pub type CommandSink = Box<dyn FnMut(bool, &[u8]) + Send>;
 
+/// Hears what the user has to know of the machine, a line each.
+pub type NoteSink = Box<dyn Fn(&str)>;
+
 /// How a test is run.
 pub struct RunOptions {
     /// When this process started: the origin of all times.
     pub started: Instant,
     /// Where the logs go.
     pub logs: Option<PathBuf>,
+    /// Hears where ports and network interfaces are whose places the user cannot know.
+    pub on_note: NoteSink,
     /// Hears each line of the consoles.
     pub on_line: Option<LineSink>,
     /// Hears what the guest's command puts out; true for its standard error.
@@ -107,8 +112,8 @@ impl RunError {
             | Self::Pattern(_)
             | Self::Deaf
             | Self::Endless
-            | Self::Guest(_)
             | Self::Log { .. } => true,
+            Self::Guest(error) => error.is_users(),
             Self::Machine(error) => error.is_users(),
             Self::Host { .. } | Self::LogLost(_) => false,
         }
@@ -140,6 +145,7 @@ impl TestMachine {
     pub fn of(spec: &TestSpec) -> Result<Self, RunError> {
         let criteria = spec.asked.criteria(spec.guest.has_command())?;
         let mut file = spec.machine.clone();
+        let is_users_cmdline = file.cmdline.is_some();
         let heard = take_heard(&mut file);
         if heard.is_empty() && !criteria.steps.is_empty() {
             return Err(RunError::Deaf);
@@ -148,6 +154,11 @@ impl TestMachine {
             return Err(RunError::Endless);
         }
         let mut config = file.complete()?;
+        if criteria.has_command && !is_users_cmdline {
+            // The serial port would be a good part of the boot. Warnings, and what a kernel dies of, are printed
+            // all the same.
+            config.boot.cmdline.push_str(" quiet");
+        }
         if criteria.end == End::Reboot {
             config.on_reboot = OnReboot::Exit;
         }
@@ -213,6 +224,12 @@ pub fn run(spec: &TestSpec, options: RunOptions) -> Result<Ran, RunError> {
         signals_end: true,
     };
     let machine = Machine::build(&config, machine_options)?;
+    for (port, place) in machine.endpoints() {
+        (options.on_note)(&format!("{port} is {place}"));
+    }
+    for (interface, name) in machine.taps() {
+        (options.on_note)(&format!("{interface} is on TAP {name}"));
+    }
     let outlets = Outlets {
         log,
         on_line: options.on_line,

@@ -44,6 +44,7 @@ pub fn run(arguments: TestArgs, started: Instant) -> anyhow::Result<Exit> {
     let run_options = RunOptions {
         started,
         logs: options.log.clone(),
+        on_note: Box::new(logging::tell),
         on_line: options.show_console.then(|| Box::new(on_line) as _),
         on_command_output: Some(Box::new(on_command_output)),
     };
@@ -92,6 +93,7 @@ pub fn work(folder: &Path, started: Instant) -> anyhow::Result<Exit> {
     let run_options = RunOptions {
         started,
         logs: Some(folder.to_owned()),
+        on_note: Box::new(logging::tell),
         on_line: None,
         on_command_output: None,
     };
@@ -118,7 +120,11 @@ fn spec(arguments: TestArgs) -> Result<TestSpec, UserError> {
     for (option, given, instead) in [
         ("--on-reboot", machine.on_reboot.is_some(), end),
         ("--on-panic", machine.on_panic.is_some(), end),
-        ("--stats", machine.stats, "with --log they are in result.json"),
+        (
+            "--stats",
+            machine.stats,
+            "with --log they are in result.json",
+        ),
     ] {
         if given {
             let mistake = format!("{option} is for tripath run: {instead}");
