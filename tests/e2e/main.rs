@@ -22,6 +22,7 @@ mod panic;
 mod reset;
 mod share;
 mod test_cmd;
+mod test_exec;
 mod usage;
 mod usage_files;
 mod vfio;
@@ -38,6 +39,7 @@ fn all_tests() -> Vec<E2eTest> {
         reset::tests(),
         panic::tests(),
         test_cmd::tests(),
+        test_exec::tests(),
         blk::tests(),
         ide::tests(),
         share::tests(),
