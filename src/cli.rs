@@ -490,7 +490,7 @@ mod tests {
         let error = Cli::try_parse_from(["tripath", "rn"]).unwrap_err();
         assert_eq!(
             one_line(&error).to_string(),
-            "unknown command \"rn\" (the commands are run, test, vfio, doctor)"
+            "unknown command \"rn\" (the commands are run, test, vfio, bench, doctor)"
         );
     }
 

@@ -8,6 +8,7 @@
 //! Environment: `TRIPATH_BIN` is another VMM to test in place of the one just built; `TRIPATH_E2E=host` or `=l1`
 //! decides where the tests run. Needed for host and L1 alike: `tests/testbed/setup`, which is run first.
 
+mod bench;
 mod blk;
 mod boot;
 mod console;
@@ -36,6 +37,7 @@ use harness::{E2eTest, agent, front, in_place};
 fn all_tests() -> Vec<E2eTest> {
     let mut tests: Vec<E2eTest> = [
         boot::tests(),
+        bench::tests(),
         reset::tests(),
         panic::tests(),
         test_cmd::tests(),

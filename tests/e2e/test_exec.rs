@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::harness::host::guests_at_once;
 use crate::harness::vm::{BOOT, Exit, Running};
 use crate::harness::{Ctx, E2eTest, tap, test};
 
@@ -227,6 +228,7 @@ fn shipped_suite(ctx: &Ctx) -> Result<()> {
         args.extend(["--set".into(), format!("{name}={}", value.display()).into()]);
     }
     args.extend(["--log".into(), ctx.path("logs").into()]);
+    args.extend(["--jobs".into(), guests_at_once().to_string().into()]);
     args.extend(["--junit".into(), junit.clone().into()]);
     let exit = Running::start(ctx, "test", &args)?.wait_exit(SUITE)?;
     exit.expect_code(0)?;

@@ -1,0 +1,139 @@
+//! `tripath bench`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::harness::host::output;
+use crate::harness::{Ctx, E2eTest, paths, test};
+
+/// Names that programs rely on.
+const KINDS: [&str; 10] = [
+    "pio-read",
+    "pio-write",
+    "mmio-read",
+    "mmio-write",
+    "ioeventfd",
+    "hypercall",
+    "cpuid",
+    "hlt",
+    "irqfd",
+    "ipi",
+];
+/// How often ours and the bare loop are measured in turn.
+const TURNS: usize = 5;
+/// Ours costs as much as the bare loop but for some per cent. A busy host adds more than that to either of them, also
+/// to the best of several turns; a loop that does something needless would be well beyond.
+const MOST: f64 = 1.5;
+
+pub fn tests() -> Vec<E2eTest> {
+    vec![
+        test("bench::exits", exits).alone(),
+        test("bench::exits_beside_a_bare_loop", beside_bare_loop).alone(),
+        test("bench::usage", usage),
+    ]
+}
+
+fn measure(ctx: &Ctx, options: &[&str]) -> Result<(String, Value)> {
+    let path = ctx.path("exits.json");
+    let json = path.display().to_string();
+    let said = output(
+        &ctx.binary.to_string_lossy(),
+        &[&["bench", "exits", "--json", &json], options].concat(),
+    )?;
+    print!("{said}");
+    Ok((said, serde_json::from_slice(&fs::read(path)?)?))
+}
+
+fn median(report: &Value, kind: &str) -> Result<f64> {
+    let found = &report["results"][kind];
+    let ns = found["ns"]["median"].as_f64();
+    ns.with_context(|| format!("{kind}: {found}"))
+}
+
+fn exits(ctx: &Ctx) -> Result<()> {
+    let (said, report) = measure(ctx, &["--rounds", "3", "--seed", "7"])?;
+    for kind in KINDS {
+        ensure!(median(&report, kind)? > 0.0, "{kind} costs nothing");
+        let samples = &report["results"][kind]["samples_ns"];
+        ensure!(
+            samples.as_array().is_some_and(|all| all.len() == 3),
+            "{samples}"
+        );
+        ensure!(said.contains(kind), "{kind} is not in the table");
+    }
+    // What stays in the kernel is cheaper than what leaves it, or doorbells would be of no use.
+    for inside in ["ioeventfd", "hypercall", "cpuid"] {
+        ensure!(
+            median(&report, inside)? < median(&report, "mmio-write")?,
+            "{inside} costs more than leaving the kernel"
+        );
+    }
+    ensure!(said.contains("order by --seed 7"), "no seed");
+    let module = report["environment"]["kvm_module"]
+        .as_str()
+        .context("no module")?;
+    ensure!(Path::new("/sys/module").join(module).exists(), "{module}");
+    Ok(())
+}
+
+/// The same instructions in a loop of C that does nothing but KVM_RUN.
+fn beside_bare_loop(ctx: &Ctx) -> Result<()> {
+    const COUNT: &str = "5000";
+    let program = ctx.path("exit_loop");
+    let compiled = Command::new("cc")
+        .args(["-O2", "-o"])
+        .arg(&program)
+        .arg(paths::source("tests/e2e/exit_loop.c"))
+        .status()
+        .context("cc")?;
+    ensure!(compiled.success(), "cc: {compiled}");
+    let kinds = &KINDS[..4];
+    let mut best = [[f64::INFINITY; 2]; 4];
+    for _ in 0..TURNS {
+        let (_, report) = measure(ctx, &["--rounds", "3"])?;
+        for (kind, [ours, bare]) in kinds.iter().zip(&mut best) {
+            *ours = ours.min(median(&report, kind)?);
+            let said = output(&program.to_string_lossy(), &[kind, COUNT])?;
+            *bare = bare.min(said.trim().parse()?);
+        }
+    }
+    for (kind, [ours, bare]) in kinds.iter().zip(best) {
+        println!(
+            "{kind}: {ours:.0} ns, {bare:.0} ns in the bare loop: {:.3}",
+            ours / bare
+        );
+        ensure!(
+            ours / bare < MOST,
+            "{kind}: {ours} ns, {bare} ns in the bare loop"
+        );
+    }
+    Ok(())
+}
+
+fn usage(ctx: &Ctx) -> Result<()> {
+    for (options, text) in [
+        (
+            &["--pin", "2@0"][..],
+            "--pin names vCPU 2: there are vCPUs 0 and 1",
+        ),
+        (&["--pin", "0@4000"], "4000"),
+        (&["--rounds", "0"], "--rounds"),
+        (&["--json", "/nowhere/x.json"], "/nowhere/x.json"),
+    ] {
+        let ended = Command::new(&ctx.binary)
+            .args(["bench", "exits"])
+            .args(options)
+            .output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        ensure!(
+            ended.status.code() == Some(2) && said.contains(text) && said.lines().count() == 1,
+            "{}: {said}",
+            ended.status
+        );
+    }
+    Ok(())
+}
