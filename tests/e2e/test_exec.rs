@@ -196,6 +196,10 @@ fn usage(ctx: &Ctx) -> Result<()> {
             "/nowhere",
         ),
         (
+            &["--exec", "true", "--cmdline", "console=hvc0"],
+            "console=hvc0, which is the command's own channel",
+        ),
+        (
             &["--rootfs", "host"],
             "--rootfs is for a command in the guest",
         ),

@@ -8,6 +8,12 @@ use thiserror::Error;
 /// Why no guest can be prepared.
 #[derive(Debug, Error)]
 pub enum GuestError {
+    /// The kernel's messages would go to the channel.
+    #[error(
+        "the kernel's command line has console=hvc0, which is the command's own channel here: hear it with --console stdio, \
+         or leave it out"
+    )]
+    ConsoleIsChannel,
     /// A file or folder that was named cannot be read.
     #[error("{}: {source}", path.display())]
     Read {

@@ -45,6 +45,9 @@ pub(super) fn attach(
         (None, Some(path)) => GuestCommand::Script(path.clone()),
         (None, None) => return Ok(None),
     };
+    if config.console.is_none() && has_virtio_console(&config.boot.cmdline) {
+        return Err(GuestError::ConsoleIsChannel);
+    }
     let rootfs = match &spec.rootfs {
         Some(written) => written.rootfs(),
         None if config.boot.initrd.is_some() => Rootfs::Initramfs,
@@ -75,6 +78,12 @@ pub(super) fn attach(
     }))
 }
 
+/// Whether the kernel is told to write to the first virtio console.
+fn has_virtio_console(cmdline: &str) -> bool {
+    let mut words = cmdline.split_ascii_whitespace();
+    words.any(|word| word == "console=hvc0" || word.starts_with("console=hvc0,"))
+}
+
 fn event(event: ChannelEvent) -> CommandEvent {
     CommandEvent::Ended(match event {
         ChannelEvent::Started => return CommandEvent::Started,
@@ -89,4 +98,16 @@ fn event(event: ChannelEvent) -> CommandEvent {
             CommandEnd::Refused("something else in the guest writes to its channel".to_owned())
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_does_not_write_to_the_channel() {
+        assert!(has_virtio_console("quiet console=hvc0"));
+        assert!(has_virtio_console("console=hvc0,115200 root=/dev/vda"));
+        assert!(!has_virtio_console("console=ttyS0 x=console=hvc0"));
+    }
 }
