@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::harness::host::guests_at_once;
+use crate::harness::runner::TRIPLE_FAULT;
 use crate::harness::vm::{BOOT, Exit, Running};
 use crate::harness::{Ctx, E2eTest, tap, test};
 
@@ -234,13 +235,40 @@ fn shipped_suite(ctx: &Ctx) -> Result<()> {
     args.extend(["--log".into(), ctx.path("logs").into()]);
     args.extend(["--jobs".into(), guests_at_once().to_string().into()]);
     args.extend(["--junit".into(), junit.clone().into()]);
+    let report = ctx.path("report.json");
+    args.extend(["--json".into(), report.clone().into()]);
     let exit = Running::start(ctx, "test", &args)?.wait_exit(SUITE)?;
-    exit.expect_code(0)?;
-    ensure!(exit.says("20 of 20 tests passed"), "{:?}", exit.messages());
+    let crashed = crashed_in_tcg(&report)?;
+    if crashed.is_empty() {
+        exit.expect_code(0)?;
+        ensure!(exit.says("20 of 20 tests passed"), "{:?}", exit.messages());
+    }
+    for name in &crashed {
+        let again = [args.as_slice(), &["--filter".into(), name.into()]].concat();
+        let exit = Running::start(ctx, "test", &again)?.wait_exit(SUITE)?;
+        exit.expect_code(0)?;
+        ensure!(exit.says("1 of 1 tests passed"), "{:?}", exit.messages());
+    }
     let xml = fs::read_to_string(junit)?;
-    ensure!(
-        xml.contains("tests=\"20\"") && xml.contains("failures=\"0\""),
-        "{xml}"
-    );
+    ensure!(xml.contains("failures=\"0\""), "{xml}");
     Ok(())
+}
+
+/// The tests that failed by what an emulated L1 may do to its guests, see `harness::l1`. Any other that failed is an error.
+fn crashed_in_tcg(report: &Path) -> Result<Vec<String>> {
+    let report: Value = serde_json::from_slice(&fs::read(report)?)?;
+    let mut names = Vec::new();
+    for test in report["tests"].as_array().context("no tests")? {
+        if test["passed"] == true {
+            continue;
+        }
+        let reason = test["failure"]["reason"].as_str().unwrap_or_default();
+        ensure!(
+            guests_at_once() == 1 && reason.starts_with(TRIPLE_FAULT),
+            "{}: {reason}",
+            test["name"]
+        );
+        names.push(test["name"].as_str().context("no name")?.to_owned());
+    }
+    Ok(names)
 }

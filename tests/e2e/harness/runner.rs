@@ -13,6 +13,9 @@ use super::{E2eTest, sys};
 /// The line before a failed test's reason.
 pub const FAILURE_MARK: &str = "--- the test failed:";
 
+/// What the VMM says of a guest that has ended so.
+pub const TRIPLE_FAULT: &str = "the guest crashed: triple fault";
+
 /// How a test ended.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Outcome {
@@ -23,6 +26,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether it failed by what an emulated L1 may have done to the guest.
+    pub fn may_be_tcgs(&self) -> bool {
+        self.failure.is_some() && self.log.contains(TRIPLE_FAULT)
+    }
+
     fn failed(reason: String, log: String) -> Self {
         Outcome {
             failure: Some(reason),
