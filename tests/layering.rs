@@ -99,11 +99,13 @@ fn devices_depends_on_no_kvm() {
 }
 
 #[test]
-fn boottest_knows_neither_devices_nor_the_command_line() {
-    let dependencies = dependencies("boottest");
-    for above_or_below in ["devices", "kvm-ioctls", "kvm-bindings", "clap", "anyhow"] {
-        let there = dependencies.iter().any(|one| one["name"] == above_or_below);
-        assert!(!there, "boottest depends on {above_or_below}");
+fn boottest_and_bench_know_neither_devices_nor_the_command_line() {
+    for package in ["boottest", "bench"] {
+        let dependencies = dependencies(package);
+        for above_or_below in ["devices", "kvm-ioctls", "kvm-bindings", "clap", "anyhow"] {
+            let there = dependencies.iter().any(|one| one["name"] == above_or_below);
+            assert!(!there, "{package} depends on {above_or_below}");
+        }
     }
 }
 
@@ -127,10 +129,16 @@ fn the_check_of_dependencies_finds_breaches() {
 #[test]
 fn only_the_kvm_module_names_kvm_ioctls() {
     let kvm = root().join("vmm-core/src/kvm");
-    let breaches: Vec<String> = ["src", "boottest/src", "vmm-core/src", "devices/src"]
-        .into_iter()
-        .flat_map(|folder| mentions(folder, &["kvm_ioctls"], |file| file.starts_with(&kvm)))
-        .collect();
+    let breaches: Vec<String> = [
+        "src",
+        "bench/src",
+        "boottest/src",
+        "vmm-core/src",
+        "devices/src",
+    ]
+    .into_iter()
+    .flat_map(|folder| mentions(folder, &["kvm_ioctls"], |file| file.starts_with(&kvm)))
+    .collect();
     assert!(breaches.is_empty(), "{breaches:#?}");
 }
 

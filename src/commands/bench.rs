@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,7 +13,7 @@ use vmm_core::config::CpuAffinity;
 use vmm_core::exit_cost::{CPUS, ExitKind};
 use vmm_core::machine::check_affinity;
 
-use super::doctor;
+use super::{check_writable, doctor};
 use crate::cli::{BenchCommand, BenchExitsArgs};
 use crate::exit_code::{Exit, UserError};
 
@@ -66,17 +65,10 @@ fn check(arguments: &BenchExitsArgs) -> Result<(), UserError> {
     }
     check_affinity(&arguments.pin).map_err(UserError::new)?;
     match &arguments.json {
-        Some(path) => writable(path),
+        // What was measured is not to be lost for want of a folder.
+        Some(path) => check_writable(path),
         None => Ok(()),
     }
-}
-
-/// Minutes of measuring are not to be lost for want of a folder.
-fn writable(path: &Path) -> Result<(), UserError> {
-    let opened = fs::File::options().create(true).append(true).open(path);
-    opened
-        .map(drop)
-        .map_err(|error| UserError::from_text(format!("--json {}: {error}", path.display())))
 }
 
 /// A line on a terminal that says how far it is.

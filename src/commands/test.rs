@@ -11,6 +11,7 @@ use anyhow::Context;
 use boottest::report::{Report, TestResult, junit};
 use vmm_core::config::MachineFile;
 
+use super::check_writable;
 use crate::cli::{ReportArgs, TestArgs};
 use crate::exit_code::{Exit, UserError};
 use crate::logging;
@@ -103,11 +104,7 @@ fn write_reports(report: &Report, options: &ReportArgs) -> anyhow::Result<()> {
 /// That the reports can be written is known before anything has run.
 fn check_reports(options: &ReportArgs) -> Result<(), UserError> {
     for path in options.json.iter().chain(&options.junit) {
-        let file = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(path);
-        file.map_err(|e| UserError::from_text(format!("cannot write {}: {e}", path.display())))?;
+        check_writable(path)?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::blk_request::Header;
 use super::buffers::{ChainBuffers, Segments, put, take, total_bytes};
+use super::device::copy_config;
 use super::queue::{Chain, VirtQueue};
 use super::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
 use crate::block::{BlockBackend, BlockCompletion, BlockError, BlockInfo, BlockOp, BlockRequest};
@@ -532,13 +533,7 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let config = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.config.get(offset..))
-            .unwrap_or_default();
-        let len = data.len().min(config.len());
-        data[..len].copy_from_slice(&config[..len]);
+        copy_config(&self.config, offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {

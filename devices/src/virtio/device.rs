@@ -40,6 +40,17 @@ pub struct Activation {
 #[error("{0}")]
 pub struct DeviceFailed(pub String);
 
+/// What a driver reads at `offset` of a device's configuration `config`: zeros beyond its end.
+pub(super) fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..))
+        .unwrap_or_default();
+    let len = data.len().min(rest.len());
+    data[..len].copy_from_slice(&rest[..len]);
+}
+
 /// A virtio device, below its transport. The transport owns the status machine, feature negotiation, queue set-up
 /// and interrupts, and holds the device's lock during every call.
 pub trait VirtioDevice: Send {

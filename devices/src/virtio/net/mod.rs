@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::EventSet;
 use self::ctrl::CtrlQueue;
 use self::rx::{RxOutcome, RxQueue};
 use self::tx::{TxOutcome, TxQueue};
-use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice};
+use super::device::{Activation, DeviceFailed, DeviceInfo, VirtioDevice, copy_config};
 use crate::dma::DmaMem;
 use crate::net::{MacAddr, NetBackend, NetOffloads};
 use crate::ratelimit::RateLimiter;
@@ -164,11 +164,7 @@ impl VirtioDevice for Net {
         config[..6].copy_from_slice(&self.mac.bytes());
         // The low byte of `status`.
         config[6] = LINK_UP;
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let source = config.get(start..).unwrap_or_default();
-        for (i, byte) in data.iter_mut().enumerate() {
-            *byte = source.get(i).copied().unwrap_or(0);
-        }
+        copy_config(&config, offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
