@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -17,18 +17,15 @@ use super::{E2eTest, paths};
 
 /// How many lines of a failing test's log are shown with it.
 const TAIL_LINES: usize = 60;
-/// Tests at a time on the host; most of their time is the guests'.
-const CONCURRENT_ON_HOST: usize = 2;
-/// QEMU emulates nested virtualisation on two processors at once well enough for the vCPUs of one guest, but two
-/// unrelated guests have made it reset L1.
-const CONCURRENT_IN_L1: usize = 1;
+/// Tests at a time. Most of their time is the guests'; an emulated L1 has one CPU, and each test one of its own.
+const LANES: usize = 2;
 
 /// Runs the tests that the command line asks for.
 pub fn main(tests: Vec<E2eTest>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     let listing = arguments.list;
     let place = match if listing {
-        Ok(Place::new(None))
+        Ok(Place::new(true))
     } else {
         choose_place()
     } {
@@ -42,10 +39,7 @@ pub fn main(tests: Vec<E2eTest>) -> ExitCode {
         eprintln!("e2e: cannot catch signals: {error}");
         return ExitCode::FAILURE;
     }
-    arguments.test_threads.get_or_insert(match place.plain {
-        None => CONCURRENT_ON_HOST,
-        Some(_) => CONCURRENT_IN_L1,
-    });
+    arguments.test_threads.get_or_insert(LANES);
     let turns = Arc::new(RwLock::new(()));
     let figures = Arc::new(Mutex::new(Vec::new()));
     let trials = tests
@@ -80,8 +74,16 @@ pub fn main(tests: Vec<E2eTest>) -> ExitCode {
     conclusion.exit_code()
 }
 
-/// Where the tests run.
+/// Where the tests run: so many at a time, each in a lane of its own.
 struct Place {
+    lanes: Vec<Lane>,
+    /// Those that no test is in.
+    free: Mutex<Vec<usize>>,
+    freed: Condvar,
+}
+
+/// Room for one test at a time.
+struct Lane {
     /// The machine under QEMU; none if this machine's own KVM will do.
     plain: Option<L1>,
     /// The same with devices to give away, for the tests that need them. They come last.
@@ -89,13 +91,57 @@ struct Place {
 }
 
 impl Place {
-    fn new(plain: Option<L1>) -> Self {
+    fn new(on_host: bool) -> Self {
+        let lane = |number| Lane {
+            plain: (!on_host).then(|| L1::new(Flavour::Plain, number)),
+            passthrough: L1::new(Flavour::Passthrough, number),
+        };
         Place {
-            plain,
-            passthrough: L1::new(Flavour::Passthrough),
+            lanes: (0..LANES).map(lane).collect(),
+            free: Mutex::new((0..LANES).collect()),
+            freed: Condvar::new(),
         }
     }
 
+    fn run(&self, test: &E2eTest) -> Outcome {
+        let lane = self.enter();
+        let outcome = self.lanes[lane].run(test);
+        self.free().push(lane);
+        self.freed.notify_one();
+        outcome
+    }
+
+    /// The number of a lane, which no other test gets until it is given back.
+    fn enter(&self) -> usize {
+        let mut free = self.free();
+        loop {
+            match free.pop() {
+                Some(lane) => return lane,
+                None => {
+                    free = self
+                        .freed
+                        .wait(free)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
+            }
+        }
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machines(&self) -> impl Iterator<Item = &L1> {
+        let lanes = self.lanes.iter();
+        lanes.flat_map(|lane| lane.plain.iter().chain([&lane.passthrough]))
+    }
+
+    fn close(&self) {
+        self.machines().for_each(L1::close);
+    }
+}
+
+impl Lane {
     fn run(&self, test: &E2eTest) -> Outcome {
         let l1 = if test.is_passthrough() {
             // Two machines at once would only take each other's time.
@@ -114,14 +160,6 @@ impl Place {
                 }),
         }
     }
-
-    fn machines(&self) -> impl Iterator<Item = &L1> {
-        self.plain.iter().chain([&self.passthrough])
-    }
-
-    fn close(&self) {
-        self.machines().for_each(L1::close);
-    }
 }
 
 fn choose_place() -> Result<Place> {
@@ -135,13 +173,13 @@ fn choose_place() -> Result<Place> {
     if on_host {
         eprintln!("e2e: the guests run on this machine's own KVM");
         paths::set_up_testbed(&[])?;
-        Ok(Place::new(None))
+        Ok(Place::new(true))
     } else {
         eprintln!(
             "e2e: no VT-x or AMD-V with a usable /dev/kvm: the guests run in the test bed (L1, under QEMU)"
         );
         paths::set_up_testbed(&[])?;
-        Ok(Place::new(Some(L1::new(Flavour::Plain))))
+        Ok(Place::new(false))
     }
 }
 

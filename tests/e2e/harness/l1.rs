@@ -1,4 +1,4 @@
-//! L1 as the harness sees it: one machine for all tests of a run, started when the first test needs it.
+//! L1 as the harness sees it: one machine for all tests of a lane, started when the first test needs it.
 //!
 //! A machine that hangs or dies is replaced, and the tests it took with it run again, each at most once. A test that
 //! failed is never run again, but for one reason: a guest's triple fault. QEMU's TCG makes some by itself, in L1's
@@ -56,6 +56,8 @@ impl Flavour {
 /// The machine, or the prospect of one.
 pub struct L1 {
     flavour: Flavour,
+    /// Tells it from its likes in other lanes.
+    number: usize,
     state: Mutex<State>,
 }
 
@@ -71,9 +73,10 @@ struct State {
 
 impl L1 {
     /// A machine that is not started yet.
-    pub fn new(flavour: Flavour) -> Self {
+    pub fn new(flavour: Flavour, number: usize) -> Self {
         L1 {
             flavour,
+            number,
             state: Mutex::default(),
         }
     }
@@ -136,7 +139,8 @@ impl L1 {
                 return Ok(session.clone());
             }
             state.started += 1;
-            match Session::start(self.flavour, state.started) {
+            let name = format!("{}-{}-{}", self.flavour.name(), self.number, state.started);
+            match Session::start(self.flavour, &name) {
                 Ok(session) => state.session = Some(session),
                 Err(error) => state.machine_lost(&format!("L1 did not start: {error:#}")),
             }
@@ -183,14 +187,15 @@ struct Session {
 type Waiting = Option<HashMap<u64, Sender<Outcome>>>;
 
 impl Session {
-    fn start(flavour: Flavour, number: u32) -> Result<Arc<Self>> {
+    /// `name` is that of its log.
+    fn start(flavour: Flavour, name: &str) -> Result<Arc<Self>> {
         let begun = Instant::now();
         let deadline = begun + BOOT_LIMIT;
         let folder = tempfile::Builder::new().prefix("tripath-e2e.").tempdir()?;
         let socket = folder.path().join("channel");
         let listener = UnixListener::bind(&socket)?;
         let console = Arc::new(Mutex::new(VecDeque::new()));
-        let (process, ended) = spawn(flavour, &socket, number, console.clone())?;
+        let (process, ended) = spawn(flavour, &socket, name, console.clone())?;
         let connect = || -> Result<UnixStream> {
             // A QEMU that never starts would leave an accept waiting for ever.
             if !sys::wait_readable(listener.as_fd(), deadline)? {
@@ -215,7 +220,7 @@ impl Session {
         match session {
             Ok(stream) => {
                 let seconds = begun.elapsed().as_secs_f64();
-                eprintln!("e2e: L1 ({flavour:?}) is up after {seconds:.1} s");
+                eprintln!("e2e: {name} is up after {seconds:.1} s");
                 Ok(Arc::new(Session {
                     process,
                     ended: Mutex::new(ended),
@@ -276,7 +281,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn spawn(
     flavour: Flavour,
     socket: &std::path::Path,
-    number: u32,
+    name: &str,
     console: Arc<Mutex<VecDeque<String>>>,
 ) -> Result<(Pid, Receiver<()>)> {
     let (output, writer) = std::io::pipe()?;
@@ -304,7 +309,7 @@ fn spawn(
         .arg("--agent");
     // The script ends QEMU when it is asked to end.
     sys::die_with_parent(&mut command, Signal::TERM);
-    let mut log = File::create(paths::logs().join(format!("{}-{number}.log", flavour.name())))?;
+    let mut log = File::create(paths::logs().join(format!("{name}.log")))?;
     std::thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
