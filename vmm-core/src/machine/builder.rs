@@ -48,7 +48,7 @@ impl Machine {
         let queue = EventQueue::new(Arc::clone(&gate)).map_err(host("create an event"))?;
         let suspicion = Suspicion::new(Arc::clone(&queue));
         let witness: Arc<dyn PanicWitness> = suspicion.clone();
-        let streams = Streams::new(options.streams, options.channel);
+        let streams = Streams::new(options.streams, options.channels);
         let mut backends = Backends::open(config, streams, &queue, &witness)?;
         let endpoints = std::mem::take(&mut backends.endpoints);
         let taps = std::mem::take(&mut backends.new_taps);

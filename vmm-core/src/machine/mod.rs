@@ -51,8 +51,8 @@ pub struct Options {
     /// Ports that are connected to the caller instead of to what the configuration says of them. They are closed when
     /// the run is over. While nobody reads, a stream holds back the guest, and at the end of the run our caller.
     pub streams: Vec<(ConsolePort, UnixStream)>,
-    /// The caller's own virtio console, the last one, which the kernel's command line does not name.
-    pub channel: Option<UnixStream>,
+    /// The caller's own virtio consoles, the last ones, in this order, which the kernel's command line does not name.
+    pub channels: Vec<UnixStream>,
     /// How often a reset starts the guest again before the next ends the run; without a limit if none.
     pub restarts: Option<u32>,
     /// A triple fault ends the run even where a reset would not.

@@ -46,12 +46,12 @@ const ETHERNET_MTU: u16 = 1500;
 /// The ports that are connected to our caller.
 pub struct Streams {
     ports: Vec<(ConsolePort, UnixStream)>,
-    channel: Option<UnixStream>,
+    channels: Vec<UnixStream>,
 }
 
 impl Streams {
-    pub fn new(ports: Vec<(ConsolePort, UnixStream)>, channel: Option<UnixStream>) -> Self {
-        Self { ports, channel }
+    pub fn new(ports: Vec<(ConsolePort, UnixStream)>, channels: Vec<UnixStream>) -> Self {
+        Self { ports, channels }
     }
 
     fn take(&mut self, port: ConsolePort) -> Option<UnixStream> {
@@ -125,9 +125,10 @@ impl Backends {
                 open(name, ConsolePort::Serial(index), target)
             })
             .collect::<Result<_, _>>()?;
-        let channel = streams.channel.take().map(stream_backend).transpose()?;
-        // Behind the user's, so that its number says which it is.
-        consoles.extend(channel.map(|backend| Port::new("channel", backend)));
+        // Behind the user's, so that their numbers say which they are.
+        for stream in streams.channels {
+            consoles.push(Port::new("channel", stream_backend(stream)?));
+        }
         Ok(Self {
             disks,
             shares,
