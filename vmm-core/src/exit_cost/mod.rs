@@ -25,7 +25,7 @@ use crate::arch::cpuid::{self, Topology};
 use crate::arch::regs;
 use crate::boot::{BootError, EntryPoint, write_long_mode_tables};
 use crate::config::{CpuAffinity, CpuConfig, MemoryConfig};
-use crate::kvm::{KvmError, KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
+use crate::kvm::{KvmCounters, KvmError, KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
 use crate::memory::{self, MemoryError};
 use crate::stats::StatsHandle;
 use crate::vcpu::{Buses, Next, PostedQueue, StopReport, StopSink, VcpuGate, VcpuThreads};
@@ -195,6 +195,9 @@ impl ExitMachine {
         install_kick_handler()?;
         let vcpus = vcpus(&kvm, &vm)?;
         buses.1.attach(vcpus[0].write_ring()?);
+        if let Some(stats) = stats {
+            stats.attach_kvm(KvmCounters::open(&vm, &vcpus)?);
+        }
         let gate = Arc::new(VcpuGate::default());
         let (on_stop, stopped) = stop_sink(&gate);
         let cpus = CpuConfig {

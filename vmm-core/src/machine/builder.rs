@@ -20,7 +20,7 @@ use crate::arch::regs;
 use crate::boot::{BootSource, RamState};
 use crate::config::{CpuAffinity, CpuConfig, MachineConfig};
 use crate::event_loop::EventLoop;
-use crate::kvm::{KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
+use crate::kvm::{KvmCounters, KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
 use crate::memory;
 use crate::stats::StatsHandle;
 use crate::vcpu::{Buses, PostedQueue, StopSink, VcpuGate, VcpuThreads};
@@ -86,6 +86,9 @@ impl Machine {
         install_kick_handler()?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus.count)?;
         posted.attach(vcpus[0].write_ring()?);
+        if let Some(stats) = &stats {
+            stats.attach_kvm(KvmCounters::open(&vm, &vcpus)?);
+        }
         let at_reset = AtReset::of(&kvm, &vm, &vcpus)?;
 
         // 6. Tables and kernel in memory, the boot processor at its entry.

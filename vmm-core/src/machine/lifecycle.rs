@@ -200,6 +200,9 @@ impl Machine {
             ..
         } = self;
         vcpus.finish();
+        if let Some(stats) = &stats {
+            stats.detach_kvm();
+        }
         let patience = if asked_for { HASTE } else { PATIENCE };
         drain::output(&devices, &mut events, &queue, patience)?;
         devices.shut_down();

@@ -4,12 +4,15 @@
 //! It is off by default: nothing is allocated then, and an exit costs one more comparison.
 
 mod counters;
+pub mod cpu;
 mod report;
 mod times;
 
 use std::sync::{Arc, Mutex};
 
 use devices::sync::lock;
+
+use crate::kvm::{KvmCounters, KvmReading};
 
 use counters::Sums;
 pub(crate) use counters::{Access, EventSource};
@@ -24,6 +27,32 @@ pub struct StatsHandle(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     counters: Mutex<Vec<Arc<Counters>>>,
+    kvm: Mutex<Kvm>,
+}
+
+/// KVM's counters.
+#[derive(Default)]
+enum Kvm {
+    /// There are none, or not yet.
+    #[default]
+    Absent,
+    /// They count.
+    Counting(KvmCounters),
+    /// What they said last, at the end of the run.
+    Over(KvmReading),
+}
+
+impl Kvm {
+    fn read(&self) -> KvmReading {
+        match self {
+            Self::Absent => KvmReading::default(),
+            Self::Counting(counters) => counters.read().unwrap_or_else(|error| {
+                log::warn!("KVM's counters cannot be read: {error}");
+                KvmReading::default()
+            }),
+            Self::Over(reading) => reading.clone(),
+        }
+    }
 }
 
 impl StatsHandle {
@@ -36,11 +65,13 @@ impl StatsHandle {
         }
         let exits = sums.exits();
         let registers = sums.registers();
+        let kvm = lock(&self.0.kvm).read();
         Report {
             exits,
             devices: report::devices_of(&registers),
             registers,
-            ..Report::default()
+            kvm: kvm.cumulative,
+            kvm_now: kvm.instant,
         }
     }
 
@@ -49,5 +80,18 @@ impl StatsHandle {
         let counters = Arc::<Counters>::default();
         lock(&self.0.counters).push(Arc::clone(&counters));
         counters
+    }
+
+    /// From now on KVM's counters are part of the snapshots.
+    pub(crate) fn attach_kvm(&self, counters: Option<KvmCounters>) {
+        *lock(&self.0.kvm) = counters.map_or(Kvm::Absent, Kvm::Counting);
+    }
+
+    /// Lets go of the VM, whose vCPUs run no more. What KVM counted stays in the snapshots.
+    pub(crate) fn detach_kvm(&self) {
+        let mut kvm = lock(&self.0.kvm);
+        if let Kvm::Counting(_) = *kvm {
+            *kvm = Kvm::Over(kvm.read());
+        }
     }
 }
