@@ -32,8 +32,8 @@ const RECENT: usize = 64;
 pub struct Counters(Mutex<Tables>);
 
 impl Counters {
-    /// Adds one exit. `access` is what it accessed, if it is an access.
-    pub(crate) fn exit(&self, reason: ExitReason, access: Option<Access<'_>>, time: Duration) {
+    /// Adds one exit, which took `time` in user space. `access` is what it accessed, if it is an access.
+    pub fn exit(&self, reason: ExitReason, access: Option<Access<'_>>, time: Duration) {
         let ns = nanos(time);
         let mut tables = lock(&self.0);
         tables.exits.entry(reason).or_default().record(ns);
@@ -85,12 +85,14 @@ impl Counters {
 }
 
 /// One access of a guest, for the counters.
-pub(crate) struct Access<'a> {
+pub struct Access<'a> {
+    /// The bus.
     pub path: DevicePath,
+    /// Read or write.
     pub action: Action,
     /// Port or guest-physical address.
     pub address: u64,
-    /// None if no device has the address.
+    /// What has the address; none if no device has it.
     pub accessed: Option<&'a Accessed>,
 }
 
