@@ -202,7 +202,9 @@ mod tests {
         is_ready.recv().unwrap();
         let busy = || {
             let threads = threads().unwrap().into_iter();
-            threads.filter(|thread| thread.name == "busy-one").last()
+            threads
+                .filter(|thread| thread.name == "busy-one")
+                .next_back()
         };
         let first = busy().unwrap();
         while busy().unwrap().total_ns() < first.total_ns() + 1_000_000 {}
