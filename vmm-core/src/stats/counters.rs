@@ -36,10 +36,13 @@ impl Counters {
     pub fn exit(&self, reason: ExitReason, access: Option<Access<'_>>, time: Duration) {
         let ns = nanos(time);
         let mut tables = lock(&self.0);
-        tables.exits.entry(reason).or_default().record(ns);
-        if let Some(access) = access {
-            let row = tables.row_of(&access);
-            tables.rows[row].times.record(ns);
+        match access {
+            // The sum by reason follows from the rows.
+            Some(access) => {
+                let row = tables.row_of(&access);
+                tables.rows[row].times.record(ns);
+            }
+            None => tables.exits.entry(reason).or_default().record(ns),
         }
     }
 
@@ -77,6 +80,11 @@ impl Counters {
         }
         for (name, index) in &tables.names {
             let row = &tables.rows[*index];
+            if let Some(reason) = ExitReason::of_access(name.path, name.action)
+                && row.times.count() > 0
+            {
+                sums.exits.entry(reason).or_default().merge(&row.times);
+            }
             let sum = sums.rows.entry(name.clone()).or_default();
             sum.times.merge(&row.times);
             sum.posted = sum.posted.saturating_add(row.posted);
