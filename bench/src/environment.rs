@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use rustix::system::uname;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The host and its KVM. What cannot be found out is `None`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// This program's version.
     pub tripath: String,

@@ -4,5 +4,6 @@
 
 pub mod environment;
 pub mod exits;
+pub mod results;
 pub mod rounds;
 pub mod stats;

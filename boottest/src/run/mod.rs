@@ -207,18 +207,19 @@ pub fn run(spec: &TestSpec, options: RunOptions) -> Result<Ran, RunError> {
         streams.push((port, far));
         ears.push(Ear::console(near, name_of(port)));
     }
-    let (channel, prepared) = match attached {
+    let (channels, prepared) = match attached {
         Some(attached) => {
             let (near, far) = pair()?;
             ears.push(Ear::channel(near, attached.channel));
-            (Some(far), Some(attached.prepared))
+            (vec![far], Some(attached.prepared))
         }
-        None => (None, None),
+        None => (Vec::new(), None),
     };
     let machine_options = Options {
         stats: options.logs.is_some(),
+        control: None,
         streams,
-        channel,
+        channels,
         restarts: Some(spec.asked.resets.unwrap_or(DEFAULT_RESETS)),
         triple_fault_ends: true,
         signals_end: true,

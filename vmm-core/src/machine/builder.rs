@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devices::bus::Bus;
-use devices::console::PanicWitness;
+use devices::console::{PanicWitness, SocketAccess, listen_unix};
 use devices::legacy::SLP_TYP_S5;
 use rustix::thread::sched_getaffinity;
 
@@ -19,9 +19,11 @@ use crate::arch::cpuid::{self, Topology};
 use crate::arch::regs;
 use crate::boot::{BootSource, RamState};
 use crate::config::{CpuAffinity, CpuConfig, MachineConfig};
+use crate::control::Control;
 use crate::event_loop::EventLoop;
-use crate::kvm::{KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
+use crate::kvm::{KvmCounters, KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
 use crate::memory;
+use crate::stats::StatsHandle;
 use crate::vcpu::{Buses, PostedQueue, StopSink, VcpuGate, VcpuThreads};
 
 /// The IOAPIC's id, as KVM has it.
@@ -48,7 +50,10 @@ impl Machine {
         let queue = EventQueue::new(Arc::clone(&gate)).map_err(host("create an event"))?;
         let suspicion = Suspicion::new(Arc::clone(&queue));
         let witness: Arc<dyn PanicWitness> = suspicion.clone();
-        let streams = Streams::new(options.streams, options.channel);
+        let control = (options.control.as_deref())
+            .map(|path| listen_unix(path, SocketAccess::Owner))
+            .transpose()?;
+        let streams = Streams::new(options.streams, options.channels);
         let mut backends = Backends::open(config, streams, &queue, &witness)?;
         let endpoints = std::mem::take(&mut backends.endpoints);
         let taps = std::mem::take(&mut backends.new_taps);
@@ -59,14 +64,21 @@ impl Machine {
         vm.set_memory(&ram)?;
         let assigned = assigned::open(&claimed, &vm, &ram)?;
         let (pio, mmio) = (Arc::new(Bus::new("pio")), Arc::new(Bus::new("mmio")));
-        let posted = PostedQueue::new(vm.clone(), &pio, &mmio);
+        let counts = options.stats || control.is_some();
+        let stats = counts.then(StatsHandle::default);
+        let counters = || stats.as_ref().map(StatsHandle::counters);
+        let posted = PostedQueue::new(vm.clone(), &pio, &mmio, counters());
         let buses = Buses {
             pio,
             mmio,
             posted: posted.clone(),
         };
-        let mut events = EventLoop::new(posted.clone(), options.stats)?;
+        let mut events = EventLoop::new(posted.clone(), counters())?;
         watch_machine(&mut events, &queue)?;
+        if let (Some((listener, file)), Some(stats)) = (control, &stats) {
+            let control = Control::new(listener, file, stats.clone());
+            events.add("control", Box::new(control));
+        }
         let mut timer = |name, event| countdown(&mut events, &queue, name, event);
         let grace = timer("grace timer", || MachineEvent::GraceOver)?;
         let sample = timer("panic probe", || MachineEvent::PanicSample)?;
@@ -83,6 +95,9 @@ impl Machine {
         install_kick_handler()?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus.count)?;
         posted.attach(vcpus[0].write_ring()?);
+        if let Some(stats) = &stats {
+            stats.attach_kvm(KvmCounters::open(&vm, &vcpus)?);
+        }
         let at_reset = AtReset::of(&kvm, &vm, &vcpus)?;
 
         // 6. Tables and kernel in memory, the boot processor at its entry.
@@ -94,7 +109,7 @@ impl Machine {
         // 7. The threads, parked.
         let on_stop = stop_sink(&queue);
         let affinity = affinity(&config.cpus);
-        let vcpus = VcpuThreads::start(vcpus, gate, &buses, &affinity, options.stats, &on_stop)
+        let vcpus = VcpuThreads::start(vcpus, gate, &buses, &affinity, stats.as_ref(), &on_stop)
             .map_err(host("start vCPU threads"))?;
         Ok(Self {
             vcpus,
@@ -109,7 +124,7 @@ impl Machine {
             at_reset,
             on_reboot: config.on_reboot,
             on_panic: config.on_panic,
-            stats: options.stats,
+            stats,
             restarts: options.restarts,
             triple_fault_ends: options.triple_fault_ends,
             signals_end: options.signals_end,

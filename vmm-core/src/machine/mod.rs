@@ -16,6 +16,7 @@ mod passt;
 mod wiring;
 
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -27,7 +28,7 @@ use crate::boot::BootSource;
 use crate::config::{OnPanic, OnReboot};
 use crate::event_loop::EventLoop;
 use crate::kvm::{IrqchipState, ResetState};
-use crate::stats::Report;
+use crate::stats::{Report, StatsHandle};
 use crate::vcpu::VcpuThreads;
 
 pub use assigned::AssignError;
@@ -48,11 +49,13 @@ use wiring::Devices;
 pub struct Options {
     /// Count exits and events and measure their time.
     pub stats: bool,
+    /// The path of a Unix socket on which the run can be asked, see [`crate::control`]. It counts, too.
+    pub control: Option<PathBuf>,
     /// Ports that are connected to the caller instead of to what the configuration says of them. They are closed when
     /// the run is over. While nobody reads, a stream holds back the guest, and at the end of the run our caller.
     pub streams: Vec<(ConsolePort, UnixStream)>,
-    /// The caller's own virtio console, the last one, which the kernel's command line does not name.
-    pub channel: Option<UnixStream>,
+    /// The caller's own virtio consoles, the last ones, in this order, which the kernel's command line does not name.
+    pub channels: Vec<UnixStream>,
     /// How often a reset starts the guest again before the next ends the run; without a limit if none.
     pub restarts: Option<u32>,
     /// A triple fault ends the run even where a reset would not.
@@ -112,7 +115,7 @@ pub struct Finished {
     pub ended_at: Instant,
     /// How often the guest was reset, the reset that ended the run included.
     pub resets: u32,
-    /// What it cost; none unless [`Options::stats`] was set.
+    /// What it cost; none unless [`Options::stats`] or [`Options::control`] was set.
     pub report: Option<Report>,
     /// Still at work keeping the unpacked kernel for later runs; to be joined before the process ends, once the
     /// terminal is the user's again.
@@ -133,7 +136,7 @@ pub struct Machine {
     at_reset: AtReset,
     on_reboot: OnReboot,
     on_panic: OnPanic,
-    stats: bool,
+    stats: Option<StatsHandle>,
     restarts: Option<u32>,
     triple_fault_ends: bool,
     signals_end: bool,
@@ -156,6 +159,12 @@ impl Machine {
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle(Arc::clone(&self.queue))
+    }
+
+    /// What counts while the machine runs; none unless [`Options::stats`] or [`Options::control`] was set.
+    #[must_use]
+    pub fn stats_handle(&self) -> Option<StatsHandle> {
+        self.stats.clone()
     }
 
     /// `(network interface, name)` of each TAP that was created.
