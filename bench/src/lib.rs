@@ -4,6 +4,7 @@
 
 pub mod environment;
 pub mod exits;
+pub mod program;
 pub mod results;
 pub mod rounds;
 pub mod stats;
