@@ -3,9 +3,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod analysis;
+pub mod compare;
 pub mod environment;
 pub mod exits;
 pub mod format;
+
 pub mod results;
 pub mod rounds;
 pub mod stats;
