@@ -8,6 +8,7 @@ pub mod environment;
 pub mod exits;
 pub mod format;
 
+pub mod report;
 pub mod results;
 pub mod rounds;
 pub mod stats;
