@@ -67,14 +67,14 @@ impl Chart {
             Self::Latency => {
                 "Lower is better. The axis below counts nines: at 99 % stands the time that 99 of 100 operations need at \
                  most, of all rounds together. Both axes are logarithmic, so the same distance is the same factor \
-                 everywhere. A dashed curve is of a second device on the same kind of path. A curve that runs level and then turns up has a few slow operations among many like ones; \
-                 one that is higher by the same amount everywhere pays on each operation. A curve ends where fewer than \
-                 ten operations were slower. Loads that send without waiting have no latency of their own."
+                 everywhere. A curve that runs level and then turns up has a few slow operations among many like ones; \
+                 one that is higher by the same factor everywhere pays on each operation. A dashed curve is of a second \
+                 device on the same kind of path. A curve ends where fewer than ten operations were slower. Loads that send without waiting have no latency of their own."
             }
             Self::Exits => {
                 "Shorter is better. An exit is a switch from the guest to the host. The grey part never leaves the \
                  host's kernel (doorbells, timers, interrupts of the host); the coloured parts go on to the VMM's user \
-                 space and cost several times as much. The figure is KVM's own count, and in brackets how many of them \
+                 space and cost more. The figure is KVM's own count, and in brackets how many of them \
                  came to user space. Less than one for each operation means that operations share exits."
             }
             Self::Cpu => {
@@ -85,8 +85,8 @@ impl Chart {
             }
             Self::Overhead => {
                 "Further left is better; 0 is the direct path on the same backend. The bar is the part of the direct \
-                 path's throughput that is lost, so 50 % is half as fast; below 0 is faster than direct. Beside it, how \
-                 many times as long the median operation takes. A \"≈\" says that the test finds no difference from the \
+                 path's throughput that is lost, so 50 % is half as fast; below 0 is faster than direct. The \
+                 p50 beside it says how many times as long the median operation takes. A \"≈\" says that the test finds no difference from the \
                  direct path, a \"?\" that there are too few rounds for it to find one."
             }
         }

@@ -359,6 +359,7 @@ pub(super) fn figures(all: &[Analysed<'_>]) -> String {
         "p99",
         "p99.9",
         "max",
+        "lost",
         "exits",
         "to user space",
         "interrupts",
@@ -405,6 +406,7 @@ fn figures_row(one: &Analysed<'_>) -> Vec<String> {
         .map(|it| [it.p50, it.p90, it.p99, it.p999, it.max].map(time));
     row.extend(latency.unwrap_or_else(|| [NONE; 5].map(str::to_owned)));
     row.extend([
+        or_none(one.lost.map(percent)),
         or_none(guest.and_then(|it| it.kvm_exits).map(digits)),
         or_none(guest.map(|it| digits(it.user_exits()))),
         or_none(guest.and_then(|it| it.interrupts).map(digits)),
