@@ -7,7 +7,7 @@ pub mod compare;
 pub mod environment;
 pub mod exits;
 pub mod format;
-
+pub mod program;
 pub mod report;
 pub mod results;
 pub mod rounds;
