@@ -4,6 +4,11 @@
 
 pub mod environment;
 pub mod exits;
+pub mod guest;
+pub mod host;
+pub mod plan;
+pub mod program;
 pub mod results;
 pub mod rounds;
+pub mod run;
 pub mod stats;
