@@ -35,6 +35,11 @@ pub trait BusDevice: Send + Sync {
     /// A short name, unique enough for logs and statistics (`com1`, `virtio-blk0`).
     fn name(&self) -> &str;
 
+    /// How statistics call the place of the register at `offset`. Any thread; may be slow.
+    fn region(&self, _offset: u64) -> Region {
+        Region::Only
+    }
+
     /// Reads `data.len()` bytes at `offset` from the start of the device's range.
     ///
     /// # Errors
@@ -46,6 +51,26 @@ pub trait BusDevice: Send + Sync {
     /// # Errors
     /// What the guest did wrong; the write is dropped.
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError>;
+}
+
+/// The place of a register among those of its device, for statistics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Region {
+    /// In the device's first or only range: the offset says all.
+    Only,
+    /// In one of several, by its name, as in `bar2`.
+    Part(String),
+    /// In a range whose registers are counted as one, under this name.
+    Whole(String),
+}
+
+/// A register that was accessed, for statistics.
+#[derive(Clone)]
+pub struct Accessed {
+    /// The device.
+    pub device: Arc<dyn BusDevice>,
+    /// From the start of the device's range, in bytes.
+    pub offset: u64,
 }
 
 /// Why a range could not be put on a bus.
@@ -132,10 +157,10 @@ impl Bus {
         write(&self.ranges).remove(&start).is_some()
     }
 
-    /// Reads on behalf of the guest. Unclaimed and refused accesses read as ones. Returns the device that was
+    /// Reads on behalf of the guest. Unclaimed and refused accesses read as ones. Returns the register that was
     /// found, for statistics.
-    pub fn read(&self, addr: u64, data: &mut [u8]) -> Option<Arc<dyn BusDevice>> {
-        let Some((offset, device)) = self.find(addr, data.len()) else {
+    pub fn read(&self, addr: u64, data: &mut [u8]) -> Option<Accessed> {
+        let Some(Accessed { device, offset }) = self.find(addr, data.len()) else {
             data.fill(0xff);
             return None;
         };
@@ -143,25 +168,28 @@ impl Bus {
             data.fill(0xff);
             self.complain("read", &*device, offset, data.len(), error);
         }
-        Some(device)
+        Some(Accessed { device, offset })
     }
 
-    /// Writes on behalf of the guest. Unclaimed and refused writes are dropped. Returns the device that was found,
+    /// Writes on behalf of the guest. Unclaimed and refused writes are dropped. Returns the register that was found,
     /// for statistics.
-    pub fn write(&self, addr: u64, data: &[u8]) -> Option<Arc<dyn BusDevice>> {
-        let (offset, device) = self.find(addr, data.len())?;
+    pub fn write(&self, addr: u64, data: &[u8]) -> Option<Accessed> {
+        let Accessed { device, offset } = self.find(addr, data.len())?;
         if let Err(error) = device.write(offset, data) {
             self.complain("write", &*device, offset, data.len(), error);
         }
-        Some(device)
+        Some(Accessed { device, offset })
     }
 
-    fn find(&self, addr: u64, len: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
+    fn find(&self, addr: u64, len: usize) -> Option<Accessed> {
         let ranges = read(&self.ranges);
         let (&base, entry) = ranges.range(..=addr).next_back()?;
         let offset = addr - base;
         let end = offset.checked_add(len as u64)?;
-        (end <= entry.len).then(|| (offset, Arc::clone(&entry.device)))
+        (end <= entry.len).then(|| Accessed {
+            device: Arc::clone(&entry.device),
+            offset,
+        })
     }
 
     fn complain(

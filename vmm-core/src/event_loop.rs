@@ -1,13 +1,14 @@
 //! The shared event loop: one epoll set, one thread, which the machine's owner runs.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::posted::PostedWrites;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
+
+use crate::stats::{Counters, EventSource};
 
 /// The epoll set cannot be made or waited for.
 #[derive(Debug, Error)]
@@ -20,43 +21,55 @@ impl From<event_manager::Error> for EventLoopError {
     }
 }
 
-/// How often a subscriber was called, and for how long.
-type Usage = Rc<RefCell<(u64, Duration)>>;
+/// Names the source of an event of a subscriber by the number that the subscriber has given it, as in `queue 0`.
+pub type SourceNames = fn(u32) -> String;
 
 /// All subscribers of a machine, served on the thread that calls [`EventLoop::run_once`].
 pub struct EventLoop {
     manager: EventManager<Box<dyn MutEventSubscriber>>,
     posted: Arc<dyn PostedWrites>,
-    measure: bool,
-    usage: Vec<(String, Usage)>,
+    counters: Option<Arc<Counters>>,
 }
 
 impl EventLoop {
-    /// An empty loop. Before each event what waits in `posted` is delivered. With `measure`, each subscriber's
-    /// events and time are counted.
+    /// An empty loop. Before each event what waits in `posted` is delivered. With `counters`, each subscriber's
+    /// events and time are counted there.
     ///
     /// # Errors
     /// [`EventLoopError`].
-    pub fn new(posted: Arc<dyn PostedWrites>, measure: bool) -> Result<Self, EventLoopError> {
+    pub fn new(
+        posted: Arc<dyn PostedWrites>,
+        counters: Option<Arc<Counters>>,
+    ) -> Result<Self, EventLoopError> {
         Ok(Self {
             manager: EventManager::new()?,
             posted,
-            measure,
-            usage: Vec::new(),
+            counters,
         })
     }
 
     /// Adds a subscriber under the name of its device.
     pub fn add(&mut self, name: &str, subscriber: Box<dyn MutEventSubscriber>) {
-        let usage = self.measure.then(|| {
-            let usage = Usage::default();
-            self.usage.push((name.to_string(), Rc::clone(&usage)));
-            usage
+        self.add_told_apart(name, |_| "events".into(), subscriber);
+    }
+
+    /// Adds a subscriber under the name of its device, whose events are counted by their sources.
+    pub fn add_told_apart(
+        &mut self,
+        name: &str,
+        source_names: SourceNames,
+        subscriber: Box<dyn MutEventSubscriber>,
+    ) {
+        let meter = self.counters.as_ref().map(|counters| Meter {
+            counters: Arc::clone(counters),
+            device: name.to_string(),
+            source_names,
+            sources: BTreeMap::new(),
         });
         self.manager.add_subscriber(Box::new(Served {
             subscriber,
             posted: Arc::clone(&self.posted),
-            usage,
+            meter,
         }));
     }
 
@@ -77,17 +90,24 @@ impl EventLoop {
         let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
         Ok(self.manager.run_with_timeout(millis)?)
     }
+}
 
-    /// `(name, events, time)` of each subscriber; empty without `measure`.
-    #[must_use]
-    pub fn usage(&self) -> Vec<(String, u64, Duration)> {
-        self.usage
-            .iter()
-            .map(|(name, usage)| {
-                let (count, time) = *usage.borrow();
-                (name.clone(), count, time)
-            })
-            .collect()
+/// Counts the events of one subscriber.
+struct Meter {
+    counters: Arc<Counters>,
+    device: String,
+    source_names: SourceNames,
+    /// By the number that the subscriber has given the source.
+    sources: BTreeMap<u32, EventSource>,
+}
+
+impl Meter {
+    fn record(&mut self, data: u32, time: Duration) {
+        let source = *self.sources.entry(data).or_insert_with(|| {
+            let name = (self.source_names)(data);
+            self.counters.source(&self.device, &name)
+        });
+        self.counters.event(source, time);
     }
 }
 
@@ -95,20 +115,18 @@ impl EventLoop {
 struct Served {
     subscriber: Box<dyn MutEventSubscriber>,
     posted: Arc<dyn PostedWrites>,
-    usage: Option<Usage>,
+    meter: Option<Meter>,
 }
 
 impl MutEventSubscriber for Served {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         self.posted.deliver();
-        let Some(usage) = &self.usage else {
+        let Some(meter) = &mut self.meter else {
             return self.subscriber.process(events, ops);
         };
         let start = Instant::now();
         self.subscriber.process(events, ops);
-        let mut usage = usage.borrow_mut();
-        usage.0 += 1;
-        usage.1 += start.elapsed();
+        meter.record(events.data(), start.elapsed());
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
@@ -119,34 +137,53 @@ impl MutEventSubscriber for Served {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::StatsHandle;
     use devices::testing::FakePosted;
     use vmm_sys_util::epoll::EventSet;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-    struct Counter(EventFd, Rc<RefCell<u64>>);
+    struct Counter(EventFd, u32);
 
     impl MutEventSubscriber for Counter {
         fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-            *self.1.borrow_mut() += self.0.read().unwrap();
+            assert_eq!(self.0.read().unwrap(), 3);
         }
         fn init(&mut self, ops: &mut EventOps<'_>) {
-            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+            ops.add(Events::with_data(&self.0, self.1, EventSet::IN))
+                .unwrap();
         }
     }
 
     #[test]
-    fn events_reach_their_subscriber_and_are_counted() {
-        let mut events = EventLoop::new(Arc::new(FakePosted::default()), true).unwrap();
-        let event = EventFd::new(EFD_NONBLOCK).unwrap();
-        let seen = Rc::new(RefCell::new(0));
-        events.add(
-            "counter",
-            Box::new(Counter(event.try_clone().unwrap(), Rc::clone(&seen))),
+    fn events_reach_their_subscriber_and_are_counted_by_source() {
+        let stats = StatsHandle::default();
+        let posted = Arc::new(FakePosted::default());
+        let mut events = EventLoop::new(posted, Some(stats.counters())).unwrap();
+        let source = |data| format!("queue {data}");
+        let mut add = |name: &str, data| {
+            let event = EventFd::new(EFD_NONBLOCK).unwrap();
+            let counter = Counter(event.try_clone().unwrap(), data);
+            events.add_told_apart(name, source, Box::new(counter));
+            event
+        };
+        let fds = [add("disk", 0), add("disk", 7), add("net", 7)];
+        for index in [0, 1, 1, 2] {
+            fds[index].write(3).unwrap();
+            events.run_once().unwrap();
+        }
+        let report = stats.snapshot();
+        let rows = report.registers.iter();
+        let found: Vec<_> = rows
+            .map(|row| (row.device.as_str(), row.register.as_str(), row.count))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("disk", "queue 0", 1),
+                ("disk", "queue 7", 2),
+                ("net", "queue 7", 1)
+            ]
         );
-        event.write(3).unwrap();
-        events.run_once().unwrap();
-        assert_eq!(*seen.borrow(), 3);
-        let usage = events.usage();
-        assert_eq!((usage[0].0.as_str(), usage[0].1), ("counter", 1));
+        assert_eq!(report.devices[0].writes, 3);
     }
 }

@@ -49,7 +49,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::block::{BlockBackend, BlockCompletion, BlockError, BlockInfo, BlockOp, BlockRequest};
-use crate::bus::{AccessError, BusDevice};
+use crate::bus::{AccessError, BusDevice, Region};
 use crate::dma::{DmaMem, GuestRam};
 use crate::irq::IrqLine;
 use crate::pci::config::COMMAND_IO_SPACE;
@@ -78,6 +78,8 @@ const IDS: PciIds = PciIds {
 const BAR: u8 = 4;
 const BAR_BYTES: u64 = CHANNELS as u64 * CHANNEL_BYTES as u64;
 const CHANNELS: usize = 2;
+/// What statistics call them.
+const CHANNEL_NAMES: [&str; CHANNELS] = ["primary", "secondary"];
 const DRIVES: usize = 2;
 /// IDE timing, 16 bits for each channel, and slave timing, 8 bits (PIIX3, 2.3.14 and 2.3.15).
 const IDETIM: u16 = 0x40;
@@ -567,6 +569,10 @@ impl BusDevice for CommandBlock {
         &self.ide.name
     }
 
+    fn region(&self, _offset: u64) -> Region {
+        Region::Part(CHANNEL_NAMES[self.channel].into())
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         if !self.ide.decodes(self.channel) {
             data.fill(0xff);
@@ -613,6 +619,10 @@ struct ControlBlock {
 impl BusDevice for ControlBlock {
     fn name(&self) -> &str {
         &self.ide.name
+    }
+
+    fn region(&self, _offset: u64) -> Region {
+        Region::Part(format!("{}-control", CHANNEL_NAMES[self.channel]))
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{CHANNELS, Ide};
+use super::{CHANNEL_NAMES, CHANNELS, Ide};
 use crate::pci::PciDevice;
 
 /// Brings work, completions and, if it must, commands to the channels.
@@ -22,6 +22,14 @@ impl IdeSubscriber {
             ide,
             watches_reads: [false; CHANNELS],
         }
+    }
+
+    /// What statistics call the source of events with this number. Any thread.
+    #[must_use]
+    pub fn source(data: u32) -> String {
+        let channel = usize::try_from(data).ok();
+        let name = channel.and_then(|channel| CHANNEL_NAMES.get(channel));
+        name.copied().unwrap_or("events").into()
     }
 
     fn watch(&self, events: Events, ops: &mut EventOps<'_>) {

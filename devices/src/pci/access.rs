@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::root::RootBus;
-use crate::bus::{AccessError, BusDevice};
+use crate::bus::{AccessError, BusDevice, Region};
 use crate::legacy::ResetControl;
 use crate::sync::lock;
 
@@ -48,6 +48,11 @@ fn check_within_dword(register: u16, len: usize) -> Result<(), AccessError> {
 impl BusDevice for Ecam {
     fn name(&self) -> &str {
         "pci-ecam"
+    }
+
+    fn region(&self, offset: u64) -> Region {
+        let (slot, function) = (offset >> 15, offset >> 12 & 7);
+        Region::Whole(format!("config 00:{slot:02x}.{function}"))
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {

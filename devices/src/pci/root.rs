@@ -17,7 +17,7 @@ use super::config::{
 };
 use super::device::{BarChange, DoorbellSpec, PciDevice, PortDoorbell};
 use super::mapping::BarMapper;
-use crate::bus::{AccessError, Bus, BusDevice, BusError};
+use crate::bus::{AccessError, Bus, BusDevice, BusError, Region};
 use crate::irq::Doorbell;
 use crate::posted::{PostedWrites, PostedZone, Space};
 use crate::ratelimit::RateLimiter;
@@ -106,6 +106,13 @@ struct BarWindow {
 impl BusDevice for BarWindow {
     fn name(&self) -> &str {
         self.device.name()
+    }
+
+    fn region(&self, _offset: u64) -> Region {
+        match self.bar {
+            0 => Region::Only,
+            bar => Region::Part(format!("bar{bar}")),
+        }
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {

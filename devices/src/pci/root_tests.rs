@@ -168,7 +168,7 @@ impl Machine {
 
     fn claimed(&self, addr: u64) -> Option<String> {
         let found = self.mmio.read(addr, &mut [0; 4]);
-        found.map(|device| device.name().to_string())
+        found.map(|found| found.device.name().to_string())
     }
 
     fn port_in<const N: usize>(&self, port: u64) -> [u8; N] {

@@ -19,6 +19,15 @@ impl VirtioSubscriber {
     pub(super) fn new(pci: Arc<VirtioPci>) -> Self {
         Self { pci }
     }
+
+    /// What statistics call the source of events with this number. Any thread.
+    #[must_use]
+    pub fn source(data: u32) -> String {
+        match data {
+            BACKEND => "backend".into(),
+            queue => format!("queue {queue}"),
+        }
+    }
 }
 
 impl MutEventSubscriber for VirtioSubscriber {

@@ -25,8 +25,9 @@ use crate::arch::cpuid::{self, Topology};
 use crate::arch::regs;
 use crate::boot::{BootError, EntryPoint, write_long_mode_tables};
 use crate::config::{CpuAffinity, CpuConfig, MemoryConfig};
-use crate::kvm::{KvmError, KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
+use crate::kvm::{KvmCounters, KvmError, KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
 use crate::memory::{self, MemoryError};
+use crate::stats::StatsHandle;
 use crate::vcpu::{Buses, Next, PostedQueue, StopReport, StopSink, VcpuGate, VcpuThreads};
 use crate::{layout, machine};
 use control::{Command, Control, Nothing};
@@ -157,6 +158,17 @@ impl ExitMachine {
     /// # Errors
     /// [`ExitCostError`].
     pub fn start(affinity: &[CpuAffinity]) -> Result<Self, ExitCostError> {
+        Self::start_counted(affinity, None)
+    }
+
+    /// As [`ExitMachine::start`]. With `stats`, exits are counted there, which has its own cost.
+    ///
+    /// # Errors
+    /// [`ExitCostError`].
+    pub fn start_counted(
+        affinity: &[CpuAffinity],
+        stats: Option<&StatsHandle>,
+    ) -> Result<Self, ExitCostError> {
         let kvm = KvmSystem::open()?;
         let vm = kvm.create_vm()?;
         let memory = MemoryConfig {
@@ -183,6 +195,9 @@ impl ExitMachine {
         install_kick_handler()?;
         let vcpus = vcpus(&kvm, &vm)?;
         buses.1.attach(vcpus[0].write_ring()?);
+        if let Some(stats) = stats {
+            stats.attach_kvm(KvmCounters::open(&vm, &vcpus)?);
+        }
         let gate = Arc::new(VcpuGate::default());
         let (on_stop, stopped) = stop_sink(&gate);
         let cpus = CpuConfig {
@@ -194,7 +209,7 @@ impl ExitMachine {
             Arc::clone(&gate),
             &buses.0,
             &machine::affinity(&cpus),
-            false,
+            stats,
             &on_stop,
         )
         .map_err(host("start vCPU threads"))?;
@@ -361,7 +376,7 @@ fn buses(vm: &KvmVm, control: Control) -> Result<(Buses, Arc<PostedQueue>), Exit
     put(&pio, guest::CONTROL_PORT, 4, Arc::new(control))?;
     put(&pio, guest::TEST_PORT, 4, Arc::new(Nothing))?;
     put(&mmio, guest::TEST_REGISTER, 0x2000, Arc::new(Nothing))?;
-    let posted = PostedQueue::new(vm.clone(), &pio, &mmio);
+    let posted = PostedQueue::new(vm.clone(), &pio, &mmio, None);
     let buses = Buses {
         pio,
         mmio,

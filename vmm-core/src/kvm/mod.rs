@@ -1,5 +1,6 @@
 //! The only module that names kvm-ioctls: the VM, its vCPUs, interrupts and doorbells.
 
+mod counters;
 mod interrupts;
 mod posted;
 mod slots;
@@ -12,6 +13,7 @@ use std::io;
 use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 
+pub use counters::{KvmCounters, KvmReading};
 pub use interrupts::Interrupts;
 pub use posted::{WaitingWrite, WriteRing};
 pub use vcpu::{Activity, KvmVcpu, ResetState, install_kick_handler, kick_signal};

@@ -93,6 +93,10 @@ impl KvmVcpu {
         Self { fd }
     }
 
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// The ring of coalesced writes of the vCPU's VM.
     ///
     /// # Errors

@@ -20,8 +20,9 @@ use crate::arch::regs;
 use crate::boot::{BootSource, RamState};
 use crate::config::{CpuAffinity, CpuConfig, MachineConfig};
 use crate::event_loop::EventLoop;
-use crate::kvm::{KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
+use crate::kvm::{KvmCounters, KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
 use crate::memory;
+use crate::stats::StatsHandle;
 use crate::vcpu::{Buses, PostedQueue, StopSink, VcpuGate, VcpuThreads};
 
 /// The IOAPIC's id, as KVM has it.
@@ -59,13 +60,15 @@ impl Machine {
         vm.set_memory(&ram)?;
         let assigned = assigned::open(&claimed, &vm, &ram)?;
         let (pio, mmio) = (Arc::new(Bus::new("pio")), Arc::new(Bus::new("mmio")));
-        let posted = PostedQueue::new(vm.clone(), &pio, &mmio);
+        let stats = options.stats.then(StatsHandle::default);
+        let counters = || stats.as_ref().map(StatsHandle::counters);
+        let posted = PostedQueue::new(vm.clone(), &pio, &mmio, counters());
         let buses = Buses {
             pio,
             mmio,
             posted: posted.clone(),
         };
-        let mut events = EventLoop::new(posted.clone(), options.stats)?;
+        let mut events = EventLoop::new(posted.clone(), counters())?;
         watch_machine(&mut events, &queue)?;
         let mut timer = |name, event| countdown(&mut events, &queue, name, event);
         let grace = timer("grace timer", || MachineEvent::GraceOver)?;
@@ -83,6 +86,9 @@ impl Machine {
         install_kick_handler()?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus.count)?;
         posted.attach(vcpus[0].write_ring()?);
+        if let Some(stats) = &stats {
+            stats.attach_kvm(KvmCounters::open(&vm, &vcpus)?);
+        }
         let at_reset = AtReset::of(&kvm, &vm, &vcpus)?;
 
         // 6. Tables and kernel in memory, the boot processor at its entry.
@@ -94,7 +100,7 @@ impl Machine {
         // 7. The threads, parked.
         let on_stop = stop_sink(&queue);
         let affinity = affinity(&config.cpus);
-        let vcpus = VcpuThreads::start(vcpus, gate, &buses, &affinity, options.stats, &on_stop)
+        let vcpus = VcpuThreads::start(vcpus, gate, &buses, &affinity, stats.as_ref(), &on_stop)
             .map_err(host("start vCPU threads"))?;
         Ok(Self {
             vcpus,
@@ -109,7 +115,7 @@ impl Machine {
             at_reset,
             on_reboot: config.on_reboot,
             on_panic: config.on_panic,
-            stats: options.stats,
+            stats,
             restarts: options.restarts,
             triple_fault_ends: options.triple_fault_ends,
             signals_end: options.signals_end,

@@ -16,6 +16,7 @@ use crate::arch::regs;
 use crate::boot::{EntryPoint, RamState};
 use crate::config::{OnPanic, OnReboot};
 use crate::kvm::KvmVcpu;
+use crate::stats::StatsHandle;
 use crate::vcpu::{Next, StopReport};
 
 /// How long a guest has to power off after it was asked to.
@@ -198,11 +199,14 @@ impl Machine {
             claimed,
             ..
         } = self;
-        let counted = vcpus.finish();
+        vcpus.finish();
+        if let Some(stats) = &stats {
+            stats.detach_kvm();
+        }
         let patience = if asked_for { HASTE } else { PATIENCE };
         drain::output(&devices, &mut events, &queue, patience)?;
         devices.shut_down();
-        let report = stats.then(|| counted.report(&events.usage()));
+        let report = stats.as_ref().map(StatsHandle::snapshot);
         // The loop's subscribers are the last to hold the devices; what was claimed for those goes back after them.
         drop(events);
         drop(claimed);

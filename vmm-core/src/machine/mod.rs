@@ -27,7 +27,7 @@ use crate::boot::BootSource;
 use crate::config::{OnPanic, OnReboot};
 use crate::event_loop::EventLoop;
 use crate::kvm::{IrqchipState, ResetState};
-use crate::stats::Report;
+use crate::stats::{Report, StatsHandle};
 use crate::vcpu::VcpuThreads;
 
 pub use assigned::AssignError;
@@ -133,7 +133,7 @@ pub struct Machine {
     at_reset: AtReset,
     on_reboot: OnReboot,
     on_panic: OnPanic,
-    stats: bool,
+    stats: Option<StatsHandle>,
     restarts: Option<u32>,
     triple_fault_ends: bool,
     signals_end: bool,
@@ -156,6 +156,12 @@ impl Machine {
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle(Arc::clone(&self.queue))
+    }
+
+    /// What counts while the machine runs; none unless [`Options::stats`] was set.
+    #[must_use]
+    pub fn stats_handle(&self) -> Option<StatsHandle> {
+        self.stats.clone()
     }
 
     /// `(network interface, name)` of each TAP that was created.

@@ -11,21 +11,24 @@ use devices::console::{
     PanicWitness, Port, PtyBackend, SocketBackend, StdioBackend,
 };
 use devices::dma::GuestRam;
-use devices::ide::{Ide, IdeDrive, IdeDriveKind};
+use devices::ide::{Ide, IdeDrive, IdeDriveKind, IdeSubscriber};
 use devices::irq::{Doorbell, IrqLine, MsiSink};
 use devices::legacy::{
     Cmos, I8042, MemorySizes, Pm, PowerControl, PowerEvent, Pvpanic, Reset, ResetSource, Uart16550,
+    UartEvents,
 };
 use devices::net::{MacAddr, NetBackend, StreamNet, Tap};
 use devices::pci::{
-    CONFIG_PORT_COUNT, E1000, Ecam, HostBridge, PciConfigPorts, PciDevice, PciWindows, RootBus,
-    RootBusError, intx_line,
+    CONFIG_PORT_COUNT, E1000, E1000Subscriber, Ecam, HostBridge, PciConfigPorts, PciDevice,
+    PciWindows, RootBus, RootBusError, intx_line,
 };
 use devices::posted::{PostedWrites, PostedZone, Space};
 use devices::recall::Recall;
 use devices::vfio::host::PciAddress;
 use devices::vfio::{GuestDma, HostFunction, VfioFunction, VfioOptions};
-use devices::virtio::{Blk, Console, Fs, Net, Rng, SharedDirectory, VirtioDevice, VirtioPci};
+use devices::virtio::{
+    Blk, Console, Fs, Net, Rng, SharedDirectory, VirtioDevice, VirtioPci, VirtioSubscriber,
+};
 
 use super::assigned::Assigned;
 use super::events::{EventQueue, MachineEvent};
@@ -488,7 +491,8 @@ impl<'a> Wiring<'a> {
             Uart16550::PORT_COUNT,
             Arc::clone(&uart),
         )?;
-        self.events.add(&name, Box::new(uart.subscriber()));
+        self.events
+            .add_told_apart(&name, UartEvents::source, Box::new(uart.subscriber()));
         Ok(())
     }
 
@@ -539,7 +543,8 @@ impl<'a> Wiring<'a> {
                     .map_err(host("bind a doorbell of IDE"))?;
             }
         }
-        self.events.add("ide", Box::new(ide.subscriber()));
+        self.events
+            .add_told_apart("ide", IdeSubscriber::source, Box::new(ide.subscriber()));
         let slot = self
             .root
             .insert(Arc::clone(&ide) as Arc<dyn PciDevice>, None)?;
@@ -567,7 +572,8 @@ impl<'a> Wiring<'a> {
         let name = format!("e1000-{index}");
         let (slot, line) = self.next_slot(&name)?;
         let nic = E1000::new(name.clone(), backend, mac, Arc::clone(self.ram), line)?;
-        self.events.add(&name, Box::new(nic.subscriber()));
+        self.events
+            .add_told_apart(&name, E1000Subscriber::source, Box::new(nic.subscriber()));
         self.insert(nic, slot)
     }
 
@@ -594,7 +600,9 @@ impl<'a> Wiring<'a> {
         let (slot, line) = self.next_slot(&name)?;
         let msi: Arc<dyn MsiSink> = Arc::new(self.vm.interrupts().clone());
         let function = VirtioPci::new(device, Arc::clone(self.ram), msi, line)?;
-        self.events.add(&name, Box::new(function.subscriber()));
+        let events = Box::new(function.subscriber());
+        self.events
+            .add_told_apart(&name, VirtioSubscriber::source, events);
         self.insert(Arc::clone(&function) as Arc<dyn PciDevice>, slot)?;
         self.virtio.push(function);
         Ok(())

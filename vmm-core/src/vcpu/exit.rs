@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use devices::bus::{Bus, BusDevice};
+use devices::bus::{Accessed, Bus};
 use devices::posted::PostedWrites;
+
+use crate::stats::{Action, DevicePath};
 
 /// Types of `KVM_EXIT_SYSTEM_EVENT`.
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
@@ -108,16 +110,35 @@ impl ExitReason {
             Self::Stop => "stop",
         }
     }
+
+    /// How a device is accessed; none if the exit is no access.
+    #[must_use]
+    pub fn access(self) -> Option<(DevicePath, Action)> {
+        match self {
+            Self::IoIn => Some((DevicePath::Pio, Action::Read)),
+            Self::IoOut => Some((DevicePath::Pio, Action::Write)),
+            Self::MmioRead => Some((DevicePath::Mmio, Action::Read)),
+            Self::MmioWrite => Some((DevicePath::Mmio, Action::Write)),
+            Self::Hlt | Self::Interrupted | Self::Stop => None,
+        }
+    }
 }
 
 impl Exit<'_> {
     /// Whether it is a guest's access to a device, which KVM has yet to finish.
     #[must_use]
     pub fn is_access(&self) -> bool {
-        matches!(
-            self,
-            Self::IoIn { .. } | Self::IoOut { .. } | Self::MmioRead { .. } | Self::MmioWrite { .. }
-        )
+        self.reason().access().is_some()
+    }
+
+    /// The port or guest-physical address of an access; 0 otherwise.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        match self {
+            Self::IoIn { port, .. } | Self::IoOut { port, .. } => (*port).into(),
+            Self::MmioRead { addr, .. } | Self::MmioWrite { addr, .. } => *addr,
+            _ => 0,
+        }
     }
 
     /// Which kind of exit it is.
@@ -171,15 +192,15 @@ pub enum Next {
 pub struct Handled {
     /// What comes next.
     pub next: Next,
-    /// The device that was accessed, if one was.
-    pub device: Option<Arc<dyn BusDevice>>,
+    /// The register that was accessed, if one was.
+    pub accessed: Option<Accessed>,
 }
 
 /// Handles one exit on the vCPU's thread: delivers the writes that were posted before it, finds the device, calls it,
 /// says how to go on.
 pub fn handle_exit(exit: Exit<'_>, buses: &Buses) -> Handled {
     buses.posted.deliver();
-    let mut device = None;
+    let mut accessed = None;
     let next = match exit {
         Exit::IoIn {
             port,
@@ -187,7 +208,7 @@ pub fn handle_exit(exit: Exit<'_>, buses: &Buses) -> Handled {
             data,
         } => {
             for item in data.chunks_mut(item_bytes.max(1)) {
-                device = buses.pio.read(u64::from(port), item);
+                accessed = buses.pio.read(u64::from(port), item);
             }
             Next::Run
         }
@@ -197,16 +218,16 @@ pub fn handle_exit(exit: Exit<'_>, buses: &Buses) -> Handled {
             data,
         } => {
             for item in data.chunks(item_bytes.max(1)) {
-                device = buses.pio.write(u64::from(port), item);
+                accessed = buses.pio.write(u64::from(port), item);
             }
             Next::Run
         }
         Exit::MmioRead { addr, data } => {
-            device = buses.mmio.read(addr, data);
+            accessed = buses.mmio.read(addr, data);
             Next::Run
         }
         Exit::MmioWrite { addr, data } => {
-            device = buses.mmio.write(addr, data);
+            accessed = buses.mmio.write(addr, data);
             Next::Run
         }
         Exit::Hlt | Exit::Interrupted => Next::Run,
@@ -227,7 +248,7 @@ pub fn handle_exit(exit: Exit<'_>, buses: &Buses) -> Handled {
         )),
         Exit::Unexpected { description } => Next::Broken(format!("unexpected exit: {description}")),
     };
-    Handled { next, device }
+    Handled { next, accessed }
 }
 
 fn internal_error(suberror: u32) -> String {
@@ -292,7 +313,7 @@ mod tests {
             &buses,
         );
         assert_eq!((data, handled.next), ([3, 3], Next::Run));
-        assert_eq!(handled.device.unwrap().name(), "fake");
+        assert_eq!(handled.accessed.unwrap().device.name(), "fake");
         handle_exit(
             Exit::MmioRead {
                 addr: 0x1001,
@@ -337,7 +358,7 @@ mod tests {
             &buses,
         );
         assert_eq!(data, [0xff; 4]);
-        assert!(handled.device.is_none());
+        assert!(handled.accessed.is_none());
         assert_eq!(handled.next, Next::Run);
     }
 

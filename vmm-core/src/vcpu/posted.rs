@@ -8,6 +8,7 @@ use devices::posted::{PostedWrites, PostedZone};
 use devices::sync::lock;
 
 use crate::kvm::{KvmVm, WriteRing};
+use crate::stats::{Access, Action, Counters, DevicePath};
 
 /// The VM's posted writes. See [`devices::posted`].
 pub struct PostedQueue {
@@ -18,18 +19,26 @@ pub struct PostedQueue {
     ring: OnceLock<WriteRing>,
     /// Held while writes are delivered: who comes second waits until they have had their effect.
     delivering: Mutex<()>,
+    counters: Option<Arc<Counters>>,
 }
 
 impl PostedQueue {
-    /// For a VM whose devices are on these buses. Nothing is delivered before [`PostedQueue::attach`].
+    /// For a VM whose devices are on these buses. Nothing is delivered before [`PostedQueue::attach`]. What is
+    /// delivered is counted in `counters`.
     #[must_use]
-    pub fn new(vm: KvmVm, pio: &Arc<Bus>, mmio: &Arc<Bus>) -> Arc<Self> {
+    pub fn new(
+        vm: KvmVm,
+        pio: &Arc<Bus>,
+        mmio: &Arc<Bus>,
+        counters: Option<Arc<Counters>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             vm,
             pio: Arc::downgrade(pio),
             mmio: Arc::downgrade(mmio),
             ring: OnceLock::new(),
             delivering: Mutex::new(()),
+            counters,
         })
     }
 
@@ -66,7 +75,19 @@ impl PostedWrites for PostedQueue {
             };
             let bus = if write.pio { &self.pio } else { &self.mmio };
             if let Some(bus) = bus.upgrade() {
-                bus.write(write.addr, write.data());
+                let accessed = bus.write(write.addr, write.data());
+                if let Some(counters) = &self.counters {
+                    counters.posted(Access {
+                        path: if write.pio {
+                            DevicePath::Pio
+                        } else {
+                            DevicePath::Mmio
+                        },
+                        action: Action::Write,
+                        address: write.addr,
+                        accessed: accessed.as_ref(),
+                    });
+                }
             }
             ring.pop();
         }

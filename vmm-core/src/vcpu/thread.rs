@@ -12,9 +12,9 @@ use devices::sync::{lock, wait, wait_while_for};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::signal::Killable;
 
-use super::exit::{Buses, Next, handle_exit};
+use super::exit::{Buses, Exit, Next, handle_exit};
 use crate::kvm::{KvmVcpu, kick_signal};
-use crate::stats::ExitStats;
+use crate::stats::{Access, Counters, StatsHandle};
 
 /// What the machine wants of all vCPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,12 +156,12 @@ pub type StopSink = Arc<dyn Fn(StopReport) + Send + Sync>;
 pub struct VcpuThreads {
     gate: Arc<VcpuGate>,
     vcpus: Vec<Arc<Mutex<KvmVcpu>>>,
-    threads: Vec<JoinHandle<ExitStats>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl VcpuThreads {
     /// Starts one thread per vCPU, named `vcpuN`, parked. `affinity[i]` are the host CPUs of vCPU `i`; empty means
-    /// anywhere.
+    /// anywhere. With `stats`, exits are counted there.
     ///
     /// # Errors
     /// The host starts no more threads, or refuses an affinity.
@@ -170,7 +170,7 @@ impl VcpuThreads {
         gate: Arc<VcpuGate>,
         buses: &Buses,
         affinity: &[Vec<u32>],
-        measure: bool,
+        stats: Option<&StatsHandle>,
         on_stop: &StopSink,
     ) -> io::Result<Self> {
         let mut this = Self {
@@ -188,7 +188,7 @@ impl VcpuThreads {
                 gate: Arc::clone(&this.gate),
                 buses: buses.clone(),
                 on_stop: Arc::clone(on_stop),
-                stats: ExitStats::new(measure),
+                counters: stats.map(StatsHandle::counters),
             };
             let cpus = affinity.get(index as usize).cloned().unwrap_or_default();
             let thread = std::thread::Builder::new()
@@ -225,26 +225,22 @@ impl VcpuThreads {
         &self.vcpus
     }
 
-    /// Ends all threads and returns what they counted.
-    #[must_use]
-    pub fn finish(mut self) -> ExitStats {
-        let mut total = ExitStats::new(false);
-        for stats in self.end_threads() {
-            total.merge(stats);
-        }
-        total
+    /// Ends all threads.
+    pub fn finish(mut self) {
+        self.end_threads();
     }
 
-    fn end_threads(&mut self) -> Vec<ExitStats> {
+    fn end_threads(&mut self) {
         self.gate.want(Wanted::Finish);
         self.kick();
         self.gate.wait_ended_for(self.threads.len(), END_LIMIT);
         let all_ended = lock(&self.gate.state).ended == self.threads.len();
-        self.threads
-            .drain(..)
-            .filter(|thread| all_ended || thread.is_finished())
-            .filter_map(|thread| thread.join().ok())
-            .collect()
+        for thread in self.threads.drain(..) {
+            if all_ended || thread.is_finished() {
+                // Its panics were caught, and told.
+                let _ = thread.join();
+            }
+        }
     }
 
     fn kick(&self) {
@@ -281,11 +277,12 @@ struct Runner {
     gate: Arc<VcpuGate>,
     buses: Buses,
     on_stop: StopSink,
-    stats: ExitStats,
+    /// None while nothing is counted: reading the clock twice an exit is not free.
+    counters: Option<Arc<Counters>>,
 }
 
 impl Runner {
-    fn run(mut self) -> ExitStats {
+    fn run(mut self) {
         lock(&self.vcpu).attach_to_thread();
         while self.gate.park() {
             // A panic of a device must end the run, not leave a machine with a vCPU missing.
@@ -300,7 +297,6 @@ impl Runner {
         }
         lock(&self.vcpu).detach_from_thread();
         self.gate.end();
-        self.stats
     }
 
     /// Runs the guest until the gate closes ([`Next::Run`]) or the vCPU cannot go on.
@@ -320,14 +316,9 @@ impl Runner {
                 Err(e) => return Next::Failed(e.to_string()),
             };
             unfinished_access = exit.is_access();
-            let next = if self.stats.enabled() {
-                let (reason, start) = (exit.reason(), Instant::now());
-                let handled = handle_exit(exit, &self.buses);
-                self.stats
-                    .record(reason, handled.device.as_deref(), start.elapsed());
-                handled.next
-            } else {
-                handle_exit(exit, &self.buses).next
+            let next = match &self.counters {
+                Some(counters) => handle_counted(exit, &self.buses, counters),
+                None => handle_exit(exit, &self.buses).next,
             };
             if next != Next::Run {
                 return next;
@@ -335,4 +326,19 @@ impl Runner {
         }
         Next::Run
     }
+}
+
+/// As [`handle_exit`], which is counted and whose time is taken.
+fn handle_counted(exit: Exit<'_>, buses: &Buses, counters: &Counters) -> Next {
+    let (reason, address, start) = (exit.reason(), exit.address(), Instant::now());
+    let handled = handle_exit(exit, buses);
+    let time = start.elapsed();
+    let access = reason.access().map(|(path, action)| Access {
+        path,
+        action,
+        address,
+        accessed: handled.accessed.as_ref(),
+    });
+    counters.exit(reason, access, time);
+    handled.next
 }

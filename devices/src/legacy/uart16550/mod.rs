@@ -252,6 +252,18 @@ const TIMER: u32 = 1;
 /// The event-loop side of a [`Uart16550`].
 pub struct UartEvents(Arc<Uart16550>);
 
+impl UartEvents {
+    /// What statistics call the source of events with this number. Any thread.
+    #[must_use]
+    pub fn source(data: u32) -> String {
+        match data {
+            TIMER => "timer",
+            _ => "port",
+        }
+        .into()
+    }
+}
+
 impl MutEventSubscriber for UartEvents {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let state = lock(&self.0.state);

@@ -601,6 +601,19 @@ const TIMER: u32 = 0;
 const RERUN: u32 = 1;
 const BACKEND: u32 = 2;
 
+impl E1000Subscriber {
+    /// What statistics call the source of events with this number. Any thread.
+    #[must_use]
+    pub fn source(data: u32) -> String {
+        match data {
+            TIMER => "timer",
+            RERUN => "rerun",
+            _ => "backend",
+        }
+        .into()
+    }
+}
+
 impl MutEventSubscriber for E1000Subscriber {
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
         match events.data() {

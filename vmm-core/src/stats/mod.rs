@@ -1,0 +1,97 @@
+//! What a guest costs: exits and their time in user space by reason, by device and register, by source of events, next
+//! to KVM's own counters. Counted where it happens, and readable while the guest runs.
+//!
+//! It is off by default: nothing is allocated then, and an exit costs one more comparison.
+
+mod counters;
+pub mod cpu;
+mod report;
+mod times;
+
+use std::sync::{Arc, Mutex};
+
+use devices::sync::lock;
+
+use crate::kvm::{KvmCounters, KvmReading};
+
+use counters::Sums;
+pub(crate) use counters::{Access, EventSource};
+pub use counters::{Counters, REGISTERS_MAX};
+pub use report::{Action, DevicePath, DeviceRow, ExitRow, RegisterRow, Report};
+pub use times::Times;
+
+/// The counters of a machine. Clones are the same counters. Any thread; they may outlive the machine.
+#[derive(Clone, Default)]
+pub struct StatsHandle(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    counters: Mutex<Vec<Arc<Counters>>>,
+    kvm: Mutex<Kvm>,
+}
+
+/// KVM's counters.
+#[derive(Default)]
+enum Kvm {
+    /// There are none, or not yet.
+    #[default]
+    Absent,
+    /// They count.
+    Counting(KvmCounters),
+    /// What they said last, at the end of the run.
+    Over(KvmReading),
+}
+
+impl Kvm {
+    fn read(&self) -> KvmReading {
+        match self {
+            Self::Absent => KvmReading::default(),
+            Self::Counting(counters) => counters.read().unwrap_or_else(|error| {
+                log::warn!("KVM's counters cannot be read: {error}");
+                KvmReading::default()
+            }),
+            Self::Over(reading) => reading.clone(),
+        }
+    }
+}
+
+impl StatsHandle {
+    /// What was counted up to now.
+    #[must_use]
+    pub fn snapshot(&self) -> Report {
+        let mut sums = Sums::default();
+        for counters in lock(&self.0.counters).iter() {
+            counters.add_to(&mut sums);
+        }
+        let exits = sums.exits();
+        let registers = sums.registers();
+        let kvm = lock(&self.0.kvm).read();
+        Report {
+            exits,
+            devices: report::devices_of(&registers),
+            registers,
+            kvm: kvm.cumulative,
+            kvm_now: kvm.instant,
+        }
+    }
+
+    /// Counters for one thread more.
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        let counters = Arc::<Counters>::default();
+        lock(&self.0.counters).push(Arc::clone(&counters));
+        counters
+    }
+
+    /// From now on KVM's counters are part of the snapshots.
+    pub(crate) fn attach_kvm(&self, counters: Option<KvmCounters>) {
+        *lock(&self.0.kvm) = counters.map_or(Kvm::Absent, Kvm::Counting);
+    }
+
+    /// Lets go of the VM, whose vCPUs run no more. What KVM counted stays in the snapshots.
+    pub(crate) fn detach_kvm(&self) {
+        let mut kvm = lock(&self.0.kvm);
+        if let Kvm::Counting(_) = *kvm {
+            *kvm = Kvm::Over(kvm.read());
+        }
+    }
+}
