@@ -26,10 +26,12 @@ pub enum Exit {
     Rejected = 22,
     /// A test: the guest's command failed.
     CommandFailed = 23,
+    /// A comparison of benchmarks: something got slower, or can no longer be measured.
+    Slower = 24,
 }
 
 impl Exit {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Success,
         Self::Failure,
         Self::UserError,
@@ -39,6 +41,7 @@ impl Exit {
         Self::TimedOut,
         Self::Rejected,
         Self::CommandFailed,
+        Self::Slower,
     ];
 
     /// The one with that code, if there is one.
@@ -131,7 +134,7 @@ mod tests {
 
     #[test]
     fn codes() {
-        let all = [0, 1, 2, 11, 12, 20, 21, 22, 23];
+        let all = [0, 1, 2, 11, 12, 20, 21, 22, 23, 24];
         assert_eq!(Exit::ALL.map(|exit| exit as u8), all);
         assert_eq!(Exit::of_code(21), Some(Exit::TimedOut));
         assert_eq!(Exit::of_code(3), None);

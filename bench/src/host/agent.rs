@@ -1,8 +1,6 @@
 //! The load program as a process on the host: the baselines, and the peer of network loads.
 
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::BorrowedFd;
 use std::process::Command;
 use std::time::Duration;
 
@@ -60,15 +58,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts one for a baseline. It inherits `files`; a `Direct` one may be put into a network of its own.
+    /// Starts one for a baseline.
     ///
     /// # Errors
     /// [`AgentError`].
     pub fn start(
         program: &LoadProgram,
         runner: Runner,
-        (files, cpus): (Vec<BorrowedFd<'_>>, &[u32]),
-        own_network: bool,
+        start: &Start<'_>,
         interrupt: &Interrupt,
     ) -> Result<Self, AgentError> {
         let mut command = Command::new(program.path());
@@ -76,14 +73,8 @@ impl Agent {
         if matches!(runner, Runner::Container | Runner::Sandbox) {
             command.args(["--isolate", runner.name()]);
         }
-        let start = Start {
-            inherited: files,
-            cpus: cpus.to_vec(),
-            own_network,
-            ..Start::default()
-        };
         let name = format!("the load program ({})", runner.name());
-        let mut talk = Talk::start(&name, command, &start)?;
+        let mut talk = Talk::start(&name, command, start)?;
         match talk.receive(START, interrupt)? {
             Answer::Hello { .. } => Ok(Self { talk }),
             other => Err(unexpected(&other)),
@@ -166,7 +157,7 @@ pub struct Peer {
 /// What it says first.
 #[derive(Deserialize)]
 struct Listening {
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Peer {
@@ -187,9 +178,9 @@ impl Peer {
             ..Start::default()
         };
         let mut talk = Talk::start("the load program (peer)", command, &start)?;
-        let Listening { port } = talk.receive(START, interrupt)?;
+        let Listening { address } = talk.receive(START, interrupt)?;
         Ok(Self {
-            address: (address, port).into(),
+            address,
             _talk: talk,
         })
     }
@@ -199,9 +190,4 @@ impl Peer {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
-}
-
-/// For `map_err`: what of the host failed.
-pub fn host(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
-    move |error| AgentError::Failed(format!("cannot {what}: {error}"))
 }

@@ -1,6 +1,6 @@
 //! A control group for the container, in the controllers that are there (cgroups(7)).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,6 +18,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct ControlGroup {
     folders: Vec<PathBuf>,
+    members: Vec<File>,
     janitor: Child,
 }
 
@@ -39,21 +40,23 @@ impl ControlGroup {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()?;
-        let group = Self { folders, janitor };
+        let mut group = Self {
+            folders,
+            members: Vec::new(),
+            janitor,
+        };
         for folder in &group.folders {
             fs::create_dir(folder)?;
+            let members = folder.join("cgroup.procs");
+            group.members.push(File::options().write(true).open(members)?);
         }
         Ok(Some(group))
     }
 
-    /// Puts a process into it, with all it starts from now on.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn add(&self, pid: u32) -> io::Result<()> {
-        self.folders
-            .iter()
-            .try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
+    /// The files `cgroup.procs`: who writes `0` to all of them is in the group, with all it starts from then on.
+    #[must_use]
+    pub fn members(&self) -> &[File] {
+        &self.members
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Start<'a> {
     pub at_our_death: Option<Signal>,
     /// It begins in a network of its own, in which there is nothing.
     pub own_network: bool,
+    /// Files `cgroup.procs`, open for writing, of the control groups that it begins in.
+    pub groups: Vec<BorrowedFd<'a>>,
     /// How long it has to end at the end; two seconds if none.
     pub farewell: Option<Duration>,
 }
@@ -277,6 +279,7 @@ fn prepare(command: &mut Command, start: &Start<'_>) {
     }
     let (pinned, own_network) = (!start.cpus.is_empty(), start.own_network);
     let signal = start.at_our_death.unwrap_or(Signal::KILL);
+    let groups: Vec<RawFd> = start.groups.iter().map(|fd| fd.as_raw_fd()).collect();
     let us = getpid();
     let set_up = move || -> io::Result<()> {
         set_parent_process_death_signal(Some(signal))?;
@@ -286,6 +289,12 @@ fn prepare(command: &mut Command, start: &Start<'_>) {
         }
         if pinned {
             sched_setaffinity(None, &cpus)?;
+        }
+        for &number in &groups {
+            // SAFETY: the caller of `Talk::start` holds the files until the child was started.
+            let fd = unsafe { BorrowedFd::borrow_raw(number) };
+            // "0" is who writes it.
+            rustix::io::write(fd, b"0")?;
         }
         if own_network {
             // SAFETY: there is but this thread, and nothing of its network is in use.

@@ -9,8 +9,10 @@ use tripath_load::spec::{LoadResult, LoadSpec};
 
 use super::{IoBenchError, Session, Trouble, Turn, failed};
 use crate::host::agent::{Agent, Peer, limit_of};
+use crate::host::cgroup::ControlGroup;
 use crate::host::functions::NicOnHost;
 use crate::host::links::{self, Network};
+use crate::host::process::Start;
 use crate::plan::{Runner, Target, Variant, set_peer};
 use crate::results::{CpuTime, Sample};
 
@@ -116,15 +118,16 @@ impl Session<'_> {
     }
 
     fn start_agent(&self, runner: Runner, own_network: bool) -> Result<Agent, Trouble> {
-        let files = self.files.values().map(|file| file.file().as_fd());
-        let pinned = (files.collect(), &self.options.pins.load[..]);
-        let agent = Agent::start(&self.program, runner, pinned, own_network, self.interrupt)?;
-        if runner == Runner::Container
-            && let Some(group) = &self.group
-        {
-            group.add(agent.pid()).map_err(failed)?;
-        }
-        Ok(agent)
+        let group = self.group.as_ref().filter(|_| runner == Runner::Container);
+        let groups = group.map(ControlGroup::members).unwrap_or_default();
+        let start = Start {
+            inherited: self.files.values().map(|file| file.file().as_fd()).collect(),
+            cpus: self.options.pins.load.clone(),
+            own_network,
+            groups: groups.iter().map(AsFd::as_fd).collect(),
+            ..Start::default()
+        };
+        Ok(Agent::start(&self.program, runner, &start, self.interrupt)?)
     }
 
     /// One for files and the loopback; in a container, the loopback's place is taken by a pair of interfaces.
