@@ -29,7 +29,11 @@ impl Meter {
     #[must_use]
     pub fn read(&self) -> Reading {
         Reading {
-            stats: self.0.as_ref().map(StatsHandle::snapshot).unwrap_or_default(),
+            stats: self
+                .0
+                .as_ref()
+                .map(StatsHandle::snapshot)
+                .unwrap_or_default(),
             threads: threads().unwrap_or_default(),
         }
     }
@@ -109,7 +113,10 @@ mod tests {
 
     #[test]
     fn times_are_differences_by_thread() {
-        let before = [thread(1, "tripath", [0, 10, 5]), thread(2, "vcpu0", [100, 20, 7])];
+        let before = [
+            thread(1, "tripath", [0, 10, 5]),
+            thread(2, "vcpu0", [100, 20, 7]),
+        ];
         let after = [
             thread(1, "tripath", [0, 10, 6]),
             thread(2, "vcpu0", [400, 25, 9]),

@@ -48,7 +48,9 @@ impl ControlGroup {
         for folder in &group.folders {
             fs::create_dir(folder)?;
             let members = folder.join("cgroup.procs");
-            group.members.push(File::options().write(true).open(members)?);
+            group
+                .members
+                .push(File::options().write(true).open(members)?);
         }
         Ok(Some(group))
     }

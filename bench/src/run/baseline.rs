@@ -121,7 +121,11 @@ impl Session<'_> {
         let group = self.group.as_ref().filter(|_| runner == Runner::Container);
         let groups = group.map(ControlGroup::members).unwrap_or_default();
         let start = Start {
-            inherited: self.files.values().map(|file| file.file().as_fd()).collect(),
+            inherited: self
+                .files
+                .values()
+                .map(|file| file.file().as_fd())
+                .collect(),
             cpus: self.options.pins.load.clone(),
             own_network,
             groups: groups.iter().map(AsFd::as_fd).collect(),
