@@ -2,4 +2,6 @@
 //! and, for the baselines, on the host.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod latency;
+pub mod peer;
 pub mod spec;

@@ -64,7 +64,7 @@ pub enum Load {
         /// Bytes of payload.
         size_bytes: u32,
     },
-    /// Sends a stream; counted is what arrives.
+    /// Sends a stream; counted is what arrives, an operation for each [`STREAM_OPERATION_BYTES`].
     TcpSend {
         /// The peer's control address.
         peer: SocketAddr,
@@ -80,6 +80,9 @@ pub enum Load {
         path: PathBuf,
     },
 }
+
+/// Bytes of a stream that count as one operation; the load writes as many at once.
+pub const STREAM_OPERATION_BYTES: usize = 128 * 1024;
 
 /// Bytes of one write to a console.
 pub const CONSOLE_WRITE_BYTES: usize = 64;

@@ -197,7 +197,7 @@ fn attach(spec: &GuestSpec, config: &mut MachineConfig) -> Result<Prepared, Work
     let plan = GuestPlan {
         modules: modules_of(spec),
         rootfs: Rootfs::Initramfs,
-        command: GuestCommand::Script(program.path().to_owned()),
+        command: GuestCommand::Script(program.path()),
         drivers: spec
             .drivers
             .iter()

@@ -1,9 +1,7 @@
 //! Network interfaces of the host, through rtnetlink (rtnetlink(7), `linux/if_link.h`).
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 use std::time::Duration;
 
 use netlink_packet_core::{
@@ -14,9 +12,11 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage, CacheInfo}
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::{AddressFamily as Family, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
 use thiserror::Error;
 
 /// Bits of the prefix of each network that is made: two addresses, and two that are not for use.
@@ -73,10 +73,12 @@ impl Network {
 /// # Errors
 /// There is no such interface.
 pub fn index_of(name: &str) -> Result<u32, LinkError> {
-    let path = Path::new("/sys/class/net").join(name).join("ifindex");
-    fs::read_to_string(path)
-        .and_then(|text| text.trim().parse().map_err(io::Error::other))
-        .map_err(failed(format!("find network interface {name}")))
+    // Not by sysfs: that shows the network namespace it was mounted in.
+    let index = || {
+        let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        Ok(name_to_index(socket, name)?)
+    };
+    index().map_err(failed(format!("find network interface {name}")))
 }
 
 /// Gives an interface an address, or renews it, and takes the interface up. After `lifetime` the kernel takes the
@@ -109,7 +111,7 @@ pub fn remove_address(name: &str, address: Ipv4Addr) -> Result<(), LinkError> {
 
 fn address_message(index: u32, address: Ipv4Addr, lifetime: Option<Duration>) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = Family::Inet;
     message.header.prefix_len = PREFIX_BITS;
     message.header.index = index;
     let address = IpAddr::V4(address);

@@ -1,0 +1,126 @@
+//! Latencies between a histogram and the form in which they are told and kept.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use thiserror::Error;
+
+use crate::spec::Latency;
+
+/// The longest latency that is told from longer ones, in nanoseconds.
+pub const LONGEST_NS: u64 = 600_000_000_000;
+
+/// Significant decimal digits of a latency.
+const DIGITS: u8 = 3;
+
+/// Why a text is no histogram, or a histogram cannot be put into a text.
+#[derive(Debug, Error)]
+pub enum LatencyError {
+    /// It is not base64.
+    #[error("a histogram that is not base64: {0}")]
+    Base64(#[from] base64::DecodeError),
+    /// It is not a compressed HDR histogram.
+    #[error("not an HDR histogram: {0}")]
+    Histogram(String),
+    /// The histogram cannot be written in that form.
+    #[error("a histogram cannot be written: {0}")]
+    Write(String),
+}
+
+/// An empty histogram for latencies in nanoseconds, from 1 to [`LONGEST_NS`]. Use `saturating_record` with it.
+///
+/// # Errors
+/// None with these bounds.
+pub fn new_histogram() -> Result<Histogram<u64>, LatencyError> {
+    Histogram::new_with_bounds(1, LONGEST_NS, DIGITS)
+        .map_err(|error| LatencyError::Histogram(error.to_string()))
+}
+
+impl Latency {
+    /// What the histogram, of nanoseconds, says. The load program and whoever adds up histograms call it.
+    ///
+    /// # Errors
+    /// [`LatencyError::Write`]
+    pub fn of(histogram: &Histogram<u64>) -> Result<Self, LatencyError> {
+        let mut bytes = Vec::new();
+        V2DeflateSerializer::new()
+            .serialize(histogram, &mut bytes)
+            .map_err(|error| LatencyError::Write(error.to_string()))?;
+        Ok(Self {
+            p50_ns: histogram.value_at_quantile(0.5),
+            p90_ns: histogram.value_at_quantile(0.9),
+            p99_ns: histogram.value_at_quantile(0.99),
+            p999_ns: histogram.value_at_quantile(0.999),
+            max_ns: histogram.max(),
+            histogram: STANDARD.encode(bytes),
+        })
+    }
+
+    /// All the latencies. Whoever draws them calls it.
+    ///
+    /// # Errors
+    /// The text in [`histogram`](Self::histogram) is not what [`Self::of`] makes.
+    pub fn histogram(&self) -> Result<Histogram<u64>, LatencyError> {
+        let bytes = STANDARD.decode(&self.histogram)?;
+        Deserializer::new()
+            .deserialize(&mut bytes.as_slice())
+            .map_err(|error| LatencyError::Histogram(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some() -> Histogram<u64> {
+        let mut histogram = new_histogram().unwrap();
+        for value in 1..=1000_u64 {
+            histogram.saturating_record(value * 1000);
+        }
+        histogram
+    }
+
+    fn assert_near(value: u64, expected: u64) {
+        assert!(value.abs_diff(expected) * 1000 <= expected, "{value}");
+    }
+
+    #[test]
+    fn percentiles_of_known_latencies() {
+        let latency = Latency::of(&some()).unwrap();
+        assert_near(latency.p50_ns, 500_000);
+        assert_near(latency.p90_ns, 900_000);
+        assert_near(latency.p99_ns, 990_000);
+        assert_near(latency.p999_ns, 999_000);
+        assert_near(latency.max_ns, 1_000_000);
+    }
+
+    #[test]
+    fn a_histogram_survives_its_text() {
+        let histogram = some();
+        let latency = Latency::of(&histogram).unwrap();
+        assert_eq!(latency.histogram().unwrap(), histogram);
+        // The head of an HDR histogram, V2 compressed: the cookie 0x1c849304, in base64.
+        assert!(latency.histogram.starts_with("HISTFA"), "{latency:?}");
+    }
+
+    #[test]
+    fn longer_than_the_longest_is_the_longest() {
+        let mut histogram = new_histogram().unwrap();
+        histogram.saturating_record(u64::MAX);
+        assert_near(Latency::of(&histogram).unwrap().max_ns, LONGEST_NS);
+    }
+
+    #[test]
+    fn other_texts_are_no_histograms() {
+        let latency = Latency::of(&some()).unwrap();
+        for text in ["", "?", "AAAA", &latency.histogram[..40]] {
+            let histogram = text.to_owned();
+            let broken = Latency {
+                histogram,
+                ..latency.clone()
+            };
+            assert!(broken.histogram().is_err(), "{text}");
+        }
+    }
+}
