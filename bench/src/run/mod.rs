@@ -133,7 +133,7 @@ pub enum Event<'a> {
     Round(u32),
     /// A variant is being measured.
     Started(&'a str, Progress),
-    /// A variant was measured; the report so far.
+    /// A variant was measured.
     Measured(&'a str, Progress),
     /// A variant is given up, and why.
     Failed(&'a str, String),
@@ -154,7 +154,8 @@ pub fn check(options: &IoOptions) -> Result<Vec<Variant>, IoBenchError> {
     if guest_targets(&variants).is_empty() {
         return Ok(variants);
     }
-    let spec = guest_spec(options, &variants, |_| "/dev/null".into());
+    // They are not opened, but each is to be another one.
+    let spec = guest_spec(options, &variants, |target| format!("/{target:?}").into());
     spec.machine.validate()?;
     let guest_plan = GuestPlan {
         modules: modules_of(&spec),
