@@ -157,6 +157,8 @@ fn io_command(ctx: &Ctx, options: &[&str]) -> Result<Command> {
     if fs::read_dir(groups)?.next().is_none() {
         host::run("mount", &["-t", "cgroup2", "none", GROUPS])?;
     }
+    // It is built in, or loaded already, or else the container has no network, which the test sees.
+    let _ = Command::new("modprobe").arg("veth").status();
     let tree = ctx.testbed.join("generic612/tree");
     let mut command = Command::new(&ctx.binary);
     command
@@ -186,7 +188,9 @@ fn leftovers(ctx: &Ctx) -> Result<Vec<String>> {
         let words = String::from_utf8_lossy(&words).replace('\0', " ");
         // Run from a file without a name, as is our own process.
         let is_load = words.starts_with("/proc/")
-            && [" agent ", " serve "].iter().any(|mode| words.contains(mode));
+            && [" agent ", " serve "]
+                .iter()
+                .any(|mode| words.contains(mode));
         let is_ours = ["bench guest", "bench janitor"]
             .iter()
             .any(|command| words.contains(command));
@@ -343,27 +347,18 @@ fn io_usage(ctx: &Ctx) -> Result<()> {
         (&["--subjects", "tape"], "it takes block, net, console"),
         (&["--modules", "/nowhere"], "--modules /nowhere"),
     ] {
+        // What is under test is not given twice.
+        let usual = [
+            ["--kernel", &*kernel],
+            ["--modules", "none"],
+            ["--disk-size", "1M"],
+        ];
+        let usual = usual.iter().filter(|usual| usual[0] != options[0]);
         let ended = Command::new(&ctx.binary)
-            .args(["bench", "--disk-size", "1M"])
-            .args(if options[0] == "--kernel" {
-                [].as_slice()
-            } else {
-                &["--kernel", &*kernel]
-            })
-            .args(if options[0] == "--modules" {
-                [].as_slice()
-            } else {
-                &["--modules", "none"]
-            })
-            .args(options.iter().filter(|_| options[0] != "--disk-size"))
+            .args(["bench", "--force"])
+            .args(usual.flatten())
+            .args(options)
             .output()?;
-        let ended = match options[0] {
-            "--disk-size" => Command::new(&ctx.binary)
-                .args(["bench", "--modules", "none", "--kernel", &*kernel])
-                .args(options)
-                .output()?,
-            _ => ended,
-        };
         let said = String::from_utf8_lossy(&ended.stderr);
         ensure!(
             ended.status.code() == Some(2) && said.contains(text) && said.lines().count() == 1,

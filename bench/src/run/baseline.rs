@@ -42,7 +42,7 @@ struct Placed {
     agent: Agent,
     peer: Option<Peer>,
     /// Removed when the agent is no more.
-    _veth: Option<Veth>,
+    veth: Option<Veth>,
 }
 
 /// A pair of interfaces that we have made.
@@ -89,8 +89,19 @@ impl Session<'_> {
         let mut placed = match slot.take() {
             Some(placed) => placed,
             None if variant.target == Target::HostNic => self.nic_agent(turn.runner)?,
-            None => self.plain_agent(turn)?,
+            None => Placed {
+                agent: self.start_agent(turn.runner, false)?,
+                peer: None,
+                veth: None,
+            },
         };
+        if (turn.runner, variant.target) == (Runner::Container, Target::Loopback)
+            && placed.peer.is_none()
+            && let Err(trouble) = self.connect_container(&mut placed)
+        {
+            *slot = Some(placed);
+            return Err(trouble);
+        }
         if variant.target == Target::HostNic {
             self.lease_address(&spec)?;
         }
@@ -134,31 +145,19 @@ impl Session<'_> {
         Ok(Agent::start(&self.program, runner, &start, self.interrupt)?)
     }
 
-    /// One for files and the loopback; in a container, the loopback's place is taken by a pair of interfaces.
-    fn plain_agent(&self, turn: &Turn) -> Result<Placed, Trouble> {
-        let mut agent = self.start_agent(turn.runner, false)?;
-        let has_net = |index: &usize| self.variants[*index].target == Target::Loopback;
-        if turn.runner != Runner::Container || !turn.indices.iter().any(has_net) {
-            return Ok(Placed {
-                agent,
-                peer: None,
-                _veth: None,
-            });
-        }
+    /// In a container, the loopback's place is taken by a pair of interfaces.
+    fn connect_container(&self, placed: &mut Placed) -> Result<(), Trouble> {
         let us = std::process::id();
         let name = format!("tripathv{us}");
         let network = Network::of_process(us, VETH);
-        links::create_veth(&name, "eth0", VETH_MAC, agent.pid()).map_err(failed)?;
-        let veth = Veth(name);
+        links::create_veth(&name, "eth0", VETH_MAC, placed.agent.pid()).map_err(failed)?;
+        let veth = placed.veth.insert(Veth(name));
         links::add_address(&veth.0, network.host, None).map_err(failed)?;
         let mac = text_of(VETH_MAC);
-        agent.address(&mac, &network.other_with_prefix(), self.interrupt)?;
-        let peer = self.peer_at(network.host)?;
-        Ok(Placed {
-            agent,
-            peer: Some(peer),
-            _veth: Some(veth),
-        })
+        let address = network.other_with_prefix();
+        placed.agent.address(&mac, &address, self.interrupt)?;
+        placed.peer = Some(self.peer_at(network.host)?);
+        Ok(())
     }
 
     /// One that has the host's interface of the network function to itself: within one network, what it sends to the
@@ -180,7 +179,7 @@ impl Session<'_> {
         Ok(Placed {
             agent,
             peer: Some(peer),
-            _veth: None,
+            veth: None,
         })
     }
 
