@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{LoadError, io};
-use crate::netlink;
+use crate::interface::Interface;
 
 const INTERFACES: &str = "/sys/class/net";
 
@@ -20,13 +20,16 @@ pub fn configure(mac: &str, address: &str, mtu: Option<u32>) -> Result<String, L
     let (address, prefix) = parse(address)?;
     let name = find(Path::new(INTERFACES), mac)?;
     let folder = Path::new(INTERFACES).join(&name);
-    let index = read(&folder.join("ifindex"))?;
-    let index = index
-        .parse()
-        .map_err(std::io::Error::other)
-        .map_err(io("understand the index of", &name))?;
-    netlink::link_up(index, mtu).map_err(io("take up", &name))?;
-    netlink::add_address(index, address, prefix).map_err(io("give an address to", &name))?;
+    let interface = Interface::named(&name).map_err(io("set up", &name))?;
+    if let Some(mtu) = mtu {
+        interface
+            .set_mtu(mtu)
+            .map_err(io("set the MTU of", &name))?;
+    }
+    interface
+        .set_address(address, prefix)
+        .map_err(io("give an address to", &name))?;
+    interface.up().map_err(io("take up", &name))?;
     let start = Instant::now();
     // An interface that is just coming up gives an error.
     while read(&folder.join("carrier")).ok().as_deref() != Some("1") {

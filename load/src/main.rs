@@ -7,11 +7,11 @@ mod agent;
 mod client;
 mod cpu;
 mod error;
+mod interface;
 mod isolate;
 mod lines;
 mod loads;
 mod mmsg;
-mod netlink;
 
 mod serve;
 mod terminal;

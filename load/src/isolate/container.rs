@@ -7,7 +7,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::error::{LoadError, io};
-use crate::netlink;
+use crate::interface::Interface;
 
 /// Isolation of the process inside: not for users.
 pub const INSIDE: &str = "in-container";
@@ -46,6 +46,7 @@ pub fn finish() -> Result<(), LoadError> {
         mount(kind, path, kind, flags, None).map_err(io("mount", path))?;
     }
     rustix::system::sethostname(b"tripath-load").map_err(io("set", "the host's name"))?;
-    // The first interface of each network is its loopback.
-    netlink::link_up(1, None).map_err(io("take up", "lo"))
+    Interface::named("lo")
+        .and_then(|lo| lo.up())
+        .map_err(io("take up", "lo"))
 }

@@ -102,11 +102,7 @@ const ON_ARGUMENTS: [(c_long, u8, u64, &[u64]); 9] = [
         libc::SYS_socket,
         0,
         u64::MAX,
-        &[
-            libc::AF_INET as u64,
-            libc::AF_INET6 as u64,
-            libc::AF_NETLINK as u64,
-        ],
+        &[libc::AF_INET as u64, libc::AF_INET6 as u64],
     ),
     (
         libc::SYS_ioctl,
@@ -120,6 +116,11 @@ const ON_ARGUMENTS: [(c_long, u8, u64, &[u64]); 9] = [
             libc::TCSBRK,
             libc::TIOCGWINSZ,
             libc::FIONBIO,
+            libc::SIOCGIFFLAGS,
+            libc::SIOCSIFFLAGS,
+            libc::SIOCSIFMTU,
+            libc::SIOCSIFADDR,
+            libc::SIOCSIFNETMASK,
         ],
     ),
     // A new thread, not a new process.
