@@ -47,11 +47,28 @@ pub enum Command {
     /// Measure what I/O costs on this host
     #[command(after_help = EXIT_CODES, after_long_help = bench_args::BENCH_NOTES)]
     Bench(Box<BenchArgs>),
+    /// Ask a guest that runs
+    #[command(subcommand)]
+    Ctl(CtlCommand),
     /// Say what this host can do for guests, and what to change
     ///
     /// One line for each thing looked at, with "ok", "warn" (a guest runs without it) or "fail" (no guest can run).
     /// The exit code is 0 if a guest can run here, 1 if not.
     Doctor,
+}
+
+/// What `tripath ctl` asks.
+#[derive(Debug, Subcommand)]
+pub enum CtlCommand {
+    /// What the guest has cost up to now, as --stats has it at the end
+    Stats {
+        /// The path that the guest's run was given with --control
+        #[arg(value_name = "SOCKET")]
+        socket: PathBuf,
+        /// Everything, KVM's own counters included, for programs
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What `tripath vfio` does.
@@ -224,9 +241,15 @@ pub struct RunArgs {
     /// Print the machine that results, as a machine file, and start nothing
     #[arg(long)]
     pub dump_config: bool,
-    /// At the end, print exits by reason and accesses by device, with their time in user space, on standard error
+    /// At the end, print exits by reason and accesses by device and register, with their time in user space, on
+    /// standard error
     #[arg(long)]
     pub stats: bool,
+    /// Listen on a Unix socket for "tripath ctl", which asks for the same while the guest runs
+    ///
+    /// Only the user who runs the guest, and root, may connect.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
 }
 
 impl RunArgs {
@@ -461,7 +484,7 @@ mod tests {
         let error = Cli::try_parse_from(["tripath", "rn"]).unwrap_err();
         assert_eq!(
             one_line(&error).to_string(),
-            "unknown command \"rn\" (the commands are run, test, vfio, bench, doctor)"
+            "unknown command \"rn\" (the commands are run, test, vfio, bench, ctl, doctor)"
         );
     }
 

@@ -39,6 +39,7 @@ fn run(started: Instant) -> Exit {
         Command::Test(arguments) => commands::test::run(*arguments, started),
         Command::Bench(arguments) => commands::bench::run(*arguments),
         Command::Vfio(command) => commands::vfio::run(command),
+        Command::Ctl(command) => commands::ctl::run(command),
         Command::Doctor => commands::doctor::run(),
     };
     result.unwrap_or_else(|error| {

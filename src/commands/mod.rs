@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod bench;
+pub mod ctl;
 pub mod doctor;
 pub mod run;
 pub mod test;

@@ -17,13 +17,19 @@ use crate::{logging, machine_file, startup, stats_table, terminal};
 /// [`UserError`] for the user's mistakes; anything else is our failure.
 pub fn run(arguments: RunArgs) -> anyhow::Result<Exit> {
     let (stats, dump) = (arguments.stats, arguments.dump_config);
+    let control = arguments.control.clone();
     let config = machine(arguments)?;
     if dump {
         io::stdout().write_all(machine_file::dump(&config)?.as_bytes())?;
         return Ok(Exit::Success);
     }
-    let finished = launch(&config, stats)?;
-    if let Some(report) = &finished.report {
+    let options = Options {
+        stats,
+        control,
+        ..Options::default()
+    };
+    let finished = launch(&config, options)?;
+    if let Some(report) = finished.report.as_ref().filter(|_| stats) {
         // Where standard error is gone, the exit code still tells.
         let _ = io::stderr().write_all(stats_table::render(report).as_bytes());
     }
@@ -38,13 +44,9 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<Exit> {
 }
 
 /// Creates the machine and runs the guest to its end. The terminal is raw while the guest owns it.
-fn launch(config: &MachineConfig, stats: bool) -> anyhow::Result<Finished> {
+fn launch(config: &MachineConfig, options: Options) -> anyhow::Result<Finished> {
     // A file at the limit of `ulimit -f` is an error of the write, not the end of the guest.
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default())?;
-    let options = Options {
-        stats,
-        ..Options::default()
-    };
     let machine = Machine::build(config, options).map_err(|error| match error.is_users() {
         true => UserError::new(error).into(),
         false => anyhow::Error::new(error),

@@ -49,7 +49,8 @@ fn refuse_beside_suite(arguments: &TestArgs) -> Result<(), UserError> {
     let machine_said = machine.clone().into_machine() != MachineFile::default()
         || machine.config.is_some()
         || machine.dump_config
-        || machine.stats;
+        || machine.stats
+        || machine.control.is_some();
     let other_said = verdict.asked() != Default::default() || guest.spec() != Default::default();
     if machine_said || other_said {
         return Err(UserError::from_text(

@@ -13,6 +13,7 @@ mod blk;
 mod boot;
 mod console;
 mod costs;
+mod ctl;
 mod e1000;
 mod harness;
 mod ide;
@@ -53,6 +54,7 @@ fn all_tests() -> Vec<E2eTest> {
         usage::tests(),
         usage_files::tests(),
         costs::tests(),
+        ctl::tests(),
         vfio::tests(),
         vfio_host::tests(),
     ]

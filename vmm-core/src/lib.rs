@@ -4,6 +4,7 @@
 pub mod arch;
 pub mod boot;
 pub mod config;
+pub mod control;
 pub mod event_loop;
 pub mod exit_cost;
 pub mod kvm;

@@ -217,6 +217,7 @@ pub fn run(spec: &TestSpec, options: RunOptions) -> Result<Ran, RunError> {
     };
     let machine_options = Options {
         stats: options.logs.is_some(),
+        control: None,
         streams,
         channels,
         restarts: Some(spec.asked.resets.unwrap_or(DEFAULT_RESETS)),

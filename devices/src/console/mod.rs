@@ -24,5 +24,5 @@ pub use null::NullBackend;
 pub use panic_watch::{KernelMessage, PanicWatch, PanicWitness};
 pub use port::{OUTPUT_BYTES, OUTPUT_SLACK_BYTES, OutputGauge, Port, READ_AHEAD_BYTES};
 pub use pty::PtyBackend;
-pub use socket::SocketBackend;
+pub use socket::{SocketAccess, SocketBackend, SocketFile, listen_unix};
 pub use stdio::StdioBackend;

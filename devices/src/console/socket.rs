@@ -15,7 +15,8 @@ use rustix::net::{SendFlags, SocketFlags, accept_with};
 use super::backlog::{BACKLOG_BYTES, Backlog};
 use super::poll_set::{EventFlags, PollSet, Watched};
 use super::{CharBackend, CharError, Interest};
-use unix::SocketFile;
+
+pub use unix::{SocketAccess, SocketFile, listen_unix};
 
 /// Connections dealt with in one call, so that a flood of them does not hold up the caller.
 const ACCEPTS_PER_CALL: usize = 16;
@@ -55,8 +56,8 @@ impl SocketBackend {
     /// [`CharError::SocketPathTooLong`], [`CharError::NotASocket`], [`CharError::SocketInUse`],
     /// [`CharError::Socket`].
     pub fn listen(path: &Path) -> Result<Self, CharError> {
-        let (listener, file) = unix::listen(path)?;
-        Self::over(listener, Some(file)).map_err(|source| CharError::Socket {
+        let (listener, file) = listen_unix(path, SocketAccess::Umask)?;
+        Self::over(listener.into(), Some(file)).map_err(|source| CharError::Socket {
             path: path.to_path_buf(),
             source,
         })

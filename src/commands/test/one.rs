@@ -125,6 +125,11 @@ fn spec(arguments: TestArgs) -> Result<TestSpec, UserError> {
             machine.stats,
             "with --log they are in result.json",
         ),
+        (
+            "--control",
+            machine.control.is_some(),
+            "what a test costs is in result.json with --log",
+        ),
     ] {
         if given {
             let mistake = format!("{option} is for tripath run: {instead}");

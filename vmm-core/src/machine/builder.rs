@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devices::bus::Bus;
-use devices::console::PanicWitness;
+use devices::console::{PanicWitness, SocketAccess, listen_unix};
 use devices::legacy::SLP_TYP_S5;
 use rustix::thread::sched_getaffinity;
 
@@ -19,6 +19,7 @@ use crate::arch::cpuid::{self, Topology};
 use crate::arch::regs;
 use crate::boot::{BootSource, RamState};
 use crate::config::{CpuAffinity, CpuConfig, MachineConfig};
+use crate::control::Control;
 use crate::event_loop::EventLoop;
 use crate::kvm::{KvmCounters, KvmSystem, KvmVcpu, KvmVm, install_kick_handler};
 use crate::memory;
@@ -49,6 +50,9 @@ impl Machine {
         let queue = EventQueue::new(Arc::clone(&gate)).map_err(host("create an event"))?;
         let suspicion = Suspicion::new(Arc::clone(&queue));
         let witness: Arc<dyn PanicWitness> = suspicion.clone();
+        let control = (options.control.as_deref())
+            .map(|path| listen_unix(path, SocketAccess::Owner))
+            .transpose()?;
         let streams = Streams::new(options.streams, options.channels);
         let mut backends = Backends::open(config, streams, &queue, &witness)?;
         let endpoints = std::mem::take(&mut backends.endpoints);
@@ -60,7 +64,8 @@ impl Machine {
         vm.set_memory(&ram)?;
         let assigned = assigned::open(&claimed, &vm, &ram)?;
         let (pio, mmio) = (Arc::new(Bus::new("pio")), Arc::new(Bus::new("mmio")));
-        let stats = options.stats.then(StatsHandle::default);
+        let counts = options.stats || control.is_some();
+        let stats = counts.then(StatsHandle::default);
         let counters = || stats.as_ref().map(StatsHandle::counters);
         let posted = PostedQueue::new(vm.clone(), &pio, &mmio, counters());
         let buses = Buses {
@@ -70,6 +75,10 @@ impl Machine {
         };
         let mut events = EventLoop::new(posted.clone(), counters())?;
         watch_machine(&mut events, &queue)?;
+        if let (Some((listener, file)), Some(stats)) = (control, &stats) {
+            let control = Control::new(listener, file, stats.clone());
+            events.add("control", Box::new(control));
+        }
         let mut timer = |name, event| countdown(&mut events, &queue, name, event);
         let grace = timer("grace timer", || MachineEvent::GraceOver)?;
         let sample = timer("panic probe", || MachineEvent::PanicSample)?;

@@ -16,6 +16,7 @@ mod passt;
 mod wiring;
 
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -48,6 +49,8 @@ use wiring::Devices;
 pub struct Options {
     /// Count exits and events and measure their time.
     pub stats: bool,
+    /// The path of a Unix socket on which the run can be asked, see [`crate::control`]. It counts, too.
+    pub control: Option<PathBuf>,
     /// Ports that are connected to the caller instead of to what the configuration says of them. They are closed when
     /// the run is over. While nobody reads, a stream holds back the guest, and at the end of the run our caller.
     pub streams: Vec<(ConsolePort, UnixStream)>,
@@ -112,7 +115,7 @@ pub struct Finished {
     pub ended_at: Instant,
     /// How often the guest was reset, the reset that ended the run included.
     pub resets: u32,
-    /// What it cost; none unless [`Options::stats`] was set.
+    /// What it cost; none unless [`Options::stats`] or [`Options::control`] was set.
     pub report: Option<Report>,
     /// Still at work keeping the unpacked kernel for later runs; to be joined before the process ends, once the
     /// terminal is the user's again.
@@ -158,7 +161,7 @@ impl Machine {
         StopHandle(Arc::clone(&self.queue))
     }
 
-    /// What counts while the machine runs; none unless [`Options::stats`] was set.
+    /// What counts while the machine runs; none unless [`Options::stats`] or [`Options::control`] was set.
     #[must_use]
     pub fn stats_handle(&self) -> Option<StatsHandle> {
         self.stats.clone()

@@ -32,14 +32,17 @@ const RECENT: usize = 64;
 pub struct Counters(Mutex<Tables>);
 
 impl Counters {
-    /// Adds one exit. `access` is what it accessed, if it is an access.
-    pub(crate) fn exit(&self, reason: ExitReason, access: Option<Access<'_>>, time: Duration) {
+    /// Adds one exit, which took `time` in user space. `access` is what it accessed, if it is an access.
+    pub fn exit(&self, reason: ExitReason, access: Option<Access<'_>>, time: Duration) {
         let ns = nanos(time);
         let mut tables = lock(&self.0);
-        tables.exits.entry(reason).or_default().record(ns);
-        if let Some(access) = access {
-            let row = tables.row_of(&access);
-            tables.rows[row].times.record(ns);
+        match access {
+            // The sum by reason follows from the rows.
+            Some(access) => {
+                let row = tables.row_of(&access);
+                tables.rows[row].times.record(ns);
+            }
+            None => tables.exits.entry(reason).or_default().record(ns),
         }
     }
 
@@ -77,6 +80,11 @@ impl Counters {
         }
         for (name, index) in &tables.names {
             let row = &tables.rows[*index];
+            if let Some(reason) = ExitReason::of_access(name.path, name.action)
+                && row.times.count() > 0
+            {
+                sums.exits.entry(reason).or_default().merge(&row.times);
+            }
             let sum = sums.rows.entry(name.clone()).or_default();
             sum.times.merge(&row.times);
             sum.posted = sum.posted.saturating_add(row.posted);
@@ -85,12 +93,14 @@ impl Counters {
 }
 
 /// One access of a guest, for the counters.
-pub(crate) struct Access<'a> {
+pub struct Access<'a> {
+    /// The bus.
     pub path: DevicePath,
+    /// Read or write.
     pub action: Action,
     /// Port or guest-physical address.
     pub address: u64,
-    /// None if no device has the address.
+    /// What has the address; none if no device has it.
     pub accessed: Option<&'a Accessed>,
 }
 

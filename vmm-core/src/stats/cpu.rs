@@ -201,8 +201,8 @@ mod tests {
         let thread = thread.unwrap();
         is_ready.recv().unwrap();
         let busy = || {
-            let threads = threads().unwrap().into_iter();
-            threads.filter(|thread| thread.name == "busy-one").last()
+            let mut threads = threads().unwrap().into_iter();
+            threads.find(|thread| thread.name == "busy-one")
         };
         let first = busy().unwrap();
         while busy().unwrap().total_ns() < first.total_ns() + 1_000_000 {}

@@ -14,9 +14,9 @@ use devices::sync::lock;
 
 use crate::kvm::{KvmCounters, KvmReading};
 
+pub(crate) use counters::EventSource;
 use counters::Sums;
-pub(crate) use counters::{Access, EventSource};
-pub use counters::{Counters, REGISTERS_MAX};
+pub use counters::{Access, Counters, REGISTERS_MAX};
 pub use report::{Action, DevicePath, DeviceRow, ExitRow, RegisterRow, Report};
 pub use times::Times;
 
@@ -76,7 +76,8 @@ impl StatsHandle {
     }
 
     /// Counters for one thread more.
-    pub(crate) fn counters(&self) -> Arc<Counters> {
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
         let counters = Arc::<Counters>::default();
         lock(&self.0.counters).push(Arc::clone(&counters));
         counters

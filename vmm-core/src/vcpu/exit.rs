@@ -111,6 +111,14 @@ impl ExitReason {
         }
     }
 
+    /// The reason of the exit for such an access; none if it is no exit.
+    #[must_use]
+    pub fn of_access(path: DevicePath, action: Action) -> Option<Self> {
+        [Self::IoIn, Self::IoOut, Self::MmioRead, Self::MmioWrite]
+            .into_iter()
+            .find(|reason| reason.access() == Some((path, action)))
+    }
+
     /// How a device is accessed; none if the exit is no access.
     #[must_use]
     pub fn access(self) -> Option<(DevicePath, Action)> {

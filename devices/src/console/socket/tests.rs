@@ -239,6 +239,18 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[test]
+fn a_socket_of_the_owner_is_nobody_elses() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control");
+    let (_listener, file) = listen_unix(&path, SocketAccess::Owner).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    drop(file);
+    assert!(!path.exists());
+}
+
+#[test]
 fn what_is_in_the_way_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notes");

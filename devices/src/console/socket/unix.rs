@@ -1,4 +1,6 @@
 //! Where a Unix socket's file comes from and goes to.
+//!
+//! The file of a run that was killed stays; it is replaced, since no one listens on it.
 
 use std::fs;
 use std::io;
@@ -8,6 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -16,16 +19,35 @@ use crate::console::CharError;
 /// Most bytes of a path in `sockaddr_un`, without the NUL.
 const PATH_BYTES_MAX: usize = 107;
 
+/// Clients that may wait to be accepted.
+const QUEUE: i32 = 128;
+
 /// The file of a socket that listens, removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     /// Device and inode: it is removed only while it is the one that we made.
     identity: (u64, u64),
 }
 
-/// Listens on `path`, in place of a socket there on which no one listens.
-pub(super) fn listen(path: &Path) -> Result<(OwnedFd, SocketFile), CharError> {
+/// Who may connect to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketAccess {
+    /// Whom the process's `umask` lets.
+    Umask,
+    /// The user that the process is, and root.
+    Owner,
+}
+
+/// Listens on `path`, in place of a socket there on which no one listens. Accepting does not wait. The file goes when
+/// the [`SocketFile`] is dropped.
+///
+/// # Errors
+/// [`CharError::SocketPathTooLong`], [`CharError::NotASocket`], [`CharError::SocketInUse`], [`CharError::Socket`].
+pub fn listen_unix(
+    path: &Path,
+    access: SocketAccess,
+) -> Result<(UnixListener, SocketFile), CharError> {
     if path.as_os_str().as_bytes().len() > PATH_BYTES_MAX {
         return Err(CharError::SocketPathTooLong {
             path: path.to_path_buf(),
@@ -33,7 +55,7 @@ pub(super) fn listen(path: &Path) -> Result<(OwnedFd, SocketFile), CharError> {
         });
     }
     make_way(path)?;
-    bind(path).map_err(|source| match source.kind() {
+    bind(path, access).map_err(|source| match source.kind() {
         // Someone was faster.
         io::ErrorKind::AddrInUse => CharError::SocketInUse {
             path: path.to_path_buf(),
@@ -45,14 +67,28 @@ pub(super) fn listen(path: &Path) -> Result<(OwnedFd, SocketFile), CharError> {
     })
 }
 
-fn bind(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
-    let listener = UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
+fn bind(path: &Path, access: SocketAccess) -> io::Result<(UnixListener, SocketFile)> {
+    let socket = new_socket()?;
+    if access == SocketAccess::Owner {
+        // What the socket has, its file gets from the first moment on (Linux, `unix_bind`).
+        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    }
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     let file = SocketFile {
         identity: identity(path)?,
         path: path.to_path_buf(),
     };
-    Ok((listener.into(), file))
+    rustix::net::listen(&socket, QUEUE)?;
+    Ok((socket.into(), file))
+}
+
+fn new_socket() -> rustix::io::Result<OwnedFd> {
+    rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )
 }
 
 impl Drop for SocketFile {
@@ -98,11 +134,6 @@ fn make_way(path: &Path) -> Result<(), CharError> {
 
 /// Connects and hangs up, without waiting.
 fn try_connect(path: &Path) -> rustix::io::Result<()> {
-    let probe = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
+    let probe = new_socket()?;
     rustix::net::connect(&probe, &SocketAddrUnix::new(path)?)
 }
