@@ -111,7 +111,7 @@ pub enum VfioCommand {
 const EXIT_CODES: &str = "\
 Exit codes: 0 the guest powered off, 1 tripath or the host failed, 2 a mistake in the options,
 11 the guest panicked, 12 the guest crashed; of a test: 20 an expectation was not met, 21 time ran out,
-22 a rejected pattern was seen, 23 the guest's command failed.";
+22 a rejected pattern was seen, 23 the guest's command failed; of a comparison of benchmarks: 24 something got slower.";
 
 const RUN_NOTES: &str = "\
 The machine file has the same keys and values as the options, without the dashes:

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 
+#[expect(dead_code, reason = "tests take a smaller report")]
 #[path = "../tests/synthetic/mod.rs"]
 mod synthetic;
 

@@ -46,7 +46,7 @@ pub fn percent(part: f64) -> String {
     } else {
         format!("{percent:.0} %")
     };
-    without_sign_of_zero(text)
+    without_sign_of_zero(text).replace('-', "\u{2212}")
 }
 
 /// How many times as much: `×0.52`, `×14`.
@@ -93,7 +93,7 @@ mod tests {
         );
         assert_eq!(
             [0.0123, 0.37, -0.5, -0.0001, 14.0].map(percent),
-            ["1.2 %", "37 %", "-50 %", "0.0 %", "1400 %"]
+            ["1.2 %", "37 %", "\u{2212}50 %", "0.0 %", "1400 %"]
         );
         assert_eq!(times(0.5), "×0.50");
     }

@@ -1,10 +1,9 @@
 //! Latencies of several samples together.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::errors::AdditionError;
 use thiserror::Error;
+use tripath_load::latency::LatencyError;
 use tripath_load::spec::Latency;
 
 use crate::results::VariantResult;
@@ -15,18 +14,15 @@ const POINTS_PER_DECADE: u32 = 20;
 /// A curve ends where fewer operations than this are slower: beyond are single events.
 const LEAST_BEYOND: f64 = 10.0;
 
-/// A histogram in a report cannot be read.
+/// The histograms of a report make no curve.
 #[derive(Debug, Error)]
-pub enum HistogramError {
-    /// It is no base64.
-    #[error("a latency histogram is no base64: {0}")]
-    Base64(#[from] base64::DecodeError),
-    /// It is none of the V2 form.
-    #[error("a latency histogram is damaged: {0:?}")]
-    Damaged(hdrhistogram::serialization::DeserializeError),
+pub enum CurveError {
+    /// One cannot be read.
+    #[error("a latency is damaged: {0}")]
+    Damaged(#[from] LatencyError),
     /// Two do not fit together.
     #[error("latency histograms cannot be added up: {0}")]
-    Mixed(#[from] hdrhistogram::errors::AdditionError),
+    Mixed(#[from] AdditionError),
 }
 
 /// Percentiles in nanoseconds, each the median of those of all samples.
@@ -75,10 +71,10 @@ pub struct CurvePoint {
 ///
 /// # Errors
 /// A histogram cannot be read.
-pub fn curve(variant: &VariantResult) -> Result<Vec<CurvePoint>, HistogramError> {
+pub fn curve(variant: &VariantResult) -> Result<Vec<CurvePoint>, CurveError> {
     let mut merged: Option<Histogram<u64>> = None;
     for latency in latencies(variant) {
-        let histogram = decode(&latency.histogram)?;
+        let histogram = latency.histogram()?;
         match &mut merged {
             Some(merged) => {
                 merged.auto(true);
@@ -104,11 +100,4 @@ pub fn curve(variant: &VariantResult) -> Result<Vec<CurvePoint>, HistogramError>
 fn latencies(variant: &VariantResult) -> impl Iterator<Item = &Latency> {
     let samples = variant.samples.iter();
     samples.filter_map(|sample| sample.load.latency.as_ref())
-}
-
-fn decode(text: &str) -> Result<Histogram<u64>, HistogramError> {
-    let bytes = STANDARD.decode(text)?;
-    Deserializer::new()
-        .deserialize(&mut bytes.as_slice())
-        .map_err(HistogramError::Damaged)
 }

@@ -224,6 +224,8 @@ pub struct Analysed<'a> {
     pub bytes: Option<Summary>,
     /// None where an operation has no latency of its own.
     pub latency: Option<Percentiles>,
+    /// The part of all datagrams that did not arrive; none where nothing can be lost.
+    pub lost: Option<f64>,
     /// None if nothing was done.
     pub costs: Option<Costs>,
     /// None for the direct variant itself, and where there is none to compare with.
@@ -359,10 +361,20 @@ fn alone(variant: &VariantResult) -> Analysed<'_> {
         operations: Summary::of(&rates(Rate::Operations)),
         bytes: Summary::of(&rates(Rate::Bytes)),
         latency: Percentiles::of(variant),
+        lost: lost(&variant.samples, counts),
         costs: costs(&variant.samples, work),
         against_direct: None,
         model: None,
     }
+}
+
+fn lost(samples: &[Sample], counts: Rate) -> Option<f64> {
+    if !matches!(counts, Rate::Packets | Rate::RoundTrips) {
+        return None;
+    }
+    let sum = |pick: fn(&Sample) -> u64| samples.iter().map(|s| pick(s) as f64).sum::<f64>();
+    let (arrived, lost) = (sum(|s| s.load.operations), sum(|s| s.load.lost));
+    (arrived + lost > 0.0).then(|| lost / (arrived + lost))
 }
 
 fn costs(samples: &[Sample], work: Work) -> Option<Costs> {

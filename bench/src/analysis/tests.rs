@@ -129,6 +129,24 @@ fn streams_are_told_by_the_mebibyte() {
 }
 
 #[test]
+fn lost_datagrams_are_counted() {
+    let mut report = synthetic::report();
+    let name = "net/udp-send-64/e1000";
+    report
+        .variants
+        .retain(|one| one.name == name || one.workload == "tcp-send");
+    for one in &mut report.variants {
+        for sample in &mut one.samples {
+            sample.load.operations = 300;
+            sample.load.lost = 100;
+        }
+    }
+    let all = analyse(&report);
+    close(find(&all, name).lost.unwrap(), 0.25);
+    assert_eq!(find(&all, "net/tcp-send/e1000").lost, None);
+}
+
+#[test]
 fn what_failed_has_no_figures() {
     let report = synthetic::report();
     let all = analyse(&report);

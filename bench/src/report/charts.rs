@@ -1,6 +1,6 @@
 //! Which charts there are, and what they are made of.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::bars::{Bar, Bars};
 use super::canvas::DrawError;
@@ -68,13 +68,13 @@ impl Chart {
                 "Lower is better. The axis below counts nines: at 99 % stands the time that 99 of 100 operations need at \
                  most, of all rounds together. Both axes are logarithmic, so the same distance is the same factor \
                  everywhere. A curve that runs level and then turns up has a few slow operations among many like ones; \
-                 one that is higher by the same amount everywhere pays on each operation. A curve ends where fewer than \
-                 ten operations were slower. Loads that send without waiting have no latency of their own."
+                 one that is higher by the same factor everywhere pays on each operation. A dashed curve is of a second \
+                 device on the same kind of path. A curve ends where fewer than ten operations were slower. Loads that send without waiting have no latency of their own."
             }
             Self::Exits => {
                 "Shorter is better. An exit is a switch from the guest to the host. The grey part never leaves the \
                  host's kernel (doorbells, timers, interrupts of the host); the coloured parts go on to the VMM's user \
-                 space and cost several times as much. The figure is KVM's own count, and in brackets how many of them \
+                 space and cost more. The figure is KVM's own count, and in brackets how many of them \
                  came to user space. Less than one for each operation means that operations share exits."
             }
             Self::Cpu => {
@@ -85,8 +85,8 @@ impl Chart {
             }
             Self::Overhead => {
                 "Further left is better; 0 is the direct path on the same backend. The bar is the part of the direct \
-                 path's throughput that is lost, so 50 % is half as fast; below 0 is faster than direct. Beside it, how \
-                 many times as long the median operation takes. A \"≈\" says that the test finds no difference from the \
+                 path's throughput that is lost, so 50 % is half as fast; below 0 is faster than direct. The \
+                 p50 beside it says how many times as long the median operation takes. A \"≈\" says that the test finds no difference from the \
                  direct path, a \"?\" that there are too few rounds for it to find one."
             }
         }
@@ -109,34 +109,32 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Reasons of all exits to user space.
-    pub fn reasons(all: &[Analysed<'_>]) -> Self {
-        let guests = all.iter().filter_map(guest);
-        Self::of(
-            guests
-                .flat_map(|guest| guest.exits.iter())
-                .map(|(name, count)| (name.clone(), *count)),
-        )
-    }
-
-    /// Kinds of threads.
-    pub fn threads(all: &[Analysed<'_>]) -> Self {
-        let costs = all.iter().filter_map(|one| one.costs.as_ref());
-        Self::of(
-            costs
-                .flat_map(|costs| &costs.cpu.user_ns)
-                .map(|(name, ns)| (kind_of_thread(name), *ns)),
-        )
-    }
-
-    fn of(parts: impl Iterator<Item = (String, f64)>) -> Self {
-        let names: BTreeSet<String> = parts
-            .filter(|(_, size)| *size > 0.0)
-            .map(|(name, _)| name)
-            .collect();
-        Self {
-            names: names.into_iter().collect(),
+    /// Of all charts of this kind; none if their bars have no named parts.
+    pub fn of_chart<'a>(chart: Chart, all: impl Iterator<Item = &'a Analysed<'a>>) -> Self {
+        let mut sizes: BTreeMap<String, f64> = BTreeMap::new();
+        for costs in all.filter_map(|one| one.costs.as_ref()) {
+            match chart {
+                Chart::Exits => {
+                    for (reason, count) in costs.guest.iter().flat_map(|guest| &guest.exits) {
+                        *sizes.entry(reason.clone()).or_default() += count;
+                    }
+                }
+                Chart::Cpu => {
+                    for (thread, ns) in &costs.cpu.user_ns {
+                        *sizes.entry(kind_of_thread(thread)).or_default() += ns;
+                    }
+                }
+                Chart::Throughput | Chart::Latency | Chart::Overhead => {}
+            }
         }
+        let mut sizes: Vec<(String, f64)> =
+            sizes.into_iter().filter(|(_, size)| *size > 0.0).collect();
+        // The largest have colours of their own.
+        sizes.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        let mut names: Vec<String> = sizes.into_iter().map(|(name, _)| name).collect();
+        let own = names.len().min(palette::PARTS.len());
+        names[..own].sort_unstable();
+        Self { names }
     }
 
     fn colour(&self, name: &str) -> Colour {
@@ -145,12 +143,15 @@ impl Parts {
         colour.copied().unwrap_or(OTHERS)
     }
 
-    /// Names and colours, those of no colour of their own as one.
-    pub fn legend(&self) -> Vec<(String, Colour)> {
+    /// Names and colours of those that are shown, those of no colour of their own as one.
+    pub fn legend(&self, shown: &Self) -> Vec<(String, Colour)> {
         let own = self.names.iter().zip(palette::PARTS);
-        let mut legend: Vec<(String, Colour)> =
-            own.map(|(name, colour)| (plain(name), colour)).collect();
-        if self.names.len() > palette::PARTS.len() {
+        let mut legend: Vec<(String, Colour)> = own
+            .filter(|(name, _)| shown.names.contains(name))
+            .map(|(name, colour)| (plain(name), colour))
+            .collect();
+        let others = self.names.iter().skip(palette::PARTS.len());
+        if others.clone().any(|name| shown.names.contains(name)) {
             legend.push(("others".to_owned(), OTHERS));
         }
         legend
@@ -197,7 +198,13 @@ pub(super) fn draw(
         Chart::Throughput => (0.0, None, plain_number, counts.to_owned()),
         Chart::Exits => (0.0, None, plain_number, format!("exits per {work}")),
         Chart::Cpu => {
-            let tick: fn(f64) -> String = |ns| trimmed(time(ns));
+            let tick: fn(f64) -> String = |ns| {
+                if ns == 0.0 {
+                    "0".to_owned()
+                } else {
+                    trimmed(time(ns))
+                }
+            };
             (0.0, None, tick, format!("CPU time per {work}"))
         }
         Chart::Overhead | Chart::Latency => {
@@ -312,7 +319,9 @@ fn cpu(one: &Analysed<'_>, parts: &Parts) -> Option<Bar> {
 fn overhead(one: &Analysed<'_>) -> Option<Bar> {
     let against = one.against_direct?;
     let latency = against.latency_overhead;
-    let latency = latency.map_or(String::new(), |part| format!(" · {}", times(1.0 + part)));
+    let latency = latency.map_or(String::new(), |part| {
+        format!(" · p50 {}", times(1.0 + part))
+    });
     let mark = super::mark_of(against.verdict);
     Some(Bar {
         label: label(one),

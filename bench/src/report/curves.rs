@@ -15,8 +15,7 @@ const BOTTOM: f64 = 40.0;
 const SMALL: f64 = 11.5;
 /// Between two names at the right.
 const LINE: f64 = 15.0;
-const TICKS: [(f64, &str); 8] = [
-    (1.0, "0 %"),
+const TICKS: [(f64, &str); 7] = [
     (0.5, "50 %"),
     (0.1, "90 %"),
     (1e-2, "99 %"),
@@ -78,7 +77,7 @@ impl Scale {
     fn times(&self) -> Vec<f64> {
         let factors: &[f64] = match self.high - self.low {
             decades if decades < 0.4 => &[1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
-            decades if decades < 2.2 => &[1.0, 2.0, 5.0],
+            decades if decades < 3.4 => &[1.0, 2.0, 5.0],
             _ => &[1.0],
         };
         (0..12)

@@ -158,11 +158,7 @@ pub(super) fn subject(subject: Subject, all: &[Analysed<'_>]) -> Result<String, 
     }
     let mut html = format!("<h2 id=\"{}\">{}</h2>\n", subject.name(), title_of(subject));
     for chart in Chart::ALL {
-        let parts = match chart {
-            Chart::Exits => Parts::reasons(all),
-            Chart::Cpu => Parts::threads(all),
-            Chart::Throughput | Chart::Latency | Chart::Overhead => Parts::default(),
-        };
+        let parts = Parts::of_chart(chart, all.iter());
         let mut figures = String::new();
         for workload in &found {
             if let Some(drawn) = charts::draw(chart, subject, workload, &parts)? {
@@ -208,7 +204,10 @@ fn legend(chart: Chart, found: &[Workload<'_, '_>], parts: &Parts) -> String {
     let mut entries: Vec<(String, Colour)> = match chart {
         Chart::Throughput | Chart::Latency | Chart::Overhead => {
             let variants = found.iter().flat_map(|workload| &workload.variants);
-            let paths: BTreeSet<PathKind> = variants.map(|one| one.variant.path).collect();
+            let paths: BTreeSet<PathKind> = variants
+                .filter(|one| chart != Chart::Overhead || one.against_direct.is_some())
+                .map(|one| one.variant.path)
+                .collect();
             let paths = paths.into_iter();
             paths
                 .map(|path| (path.name().to_owned(), palette::of_path(path)))
@@ -220,6 +219,8 @@ fn legend(chart: Chart, found: &[Workload<'_, '_>], parts: &Parts) -> String {
             ("host's kernel".to_owned(), IN_KERNEL),
         ],
     };
+    let variants = found.iter().flat_map(|workload| &workload.variants);
+    let shown = Parts::of_chart(chart, variants.copied());
     let kind = if chart == Chart::Exits {
         "to user space: "
     } else {
@@ -227,7 +228,7 @@ fn legend(chart: Chart, found: &[Workload<'_, '_>], parts: &Parts) -> String {
     };
     entries.extend(
         parts
-            .legend()
+            .legend(&shown)
             .into_iter()
             .map(|(name, colour)| (format!("{kind}{name}"), colour)),
     );
@@ -257,7 +258,7 @@ fn describe(load: &Load) -> String {
             let what = match operation {
                 BlockOperation::Read => "reads",
                 BlockOperation::Write => "writes",
-                BlockOperation::Flush => "writes, each flushed",
+                BlockOperation::Flush => "flushed writes",
             };
             let order = match pattern {
                 Pattern::Random => "random",
@@ -358,6 +359,7 @@ pub(super) fn figures(all: &[Analysed<'_>]) -> String {
         "p99",
         "p99.9",
         "max",
+        "lost",
         "exits",
         "to user space",
         "interrupts",
@@ -404,6 +406,7 @@ fn figures_row(one: &Analysed<'_>) -> Vec<String> {
         .map(|it| [it.p50, it.p90, it.p99, it.p999, it.max].map(time));
     row.extend(latency.unwrap_or_else(|| [NONE; 5].map(str::to_owned)));
     row.extend([
+        or_none(one.lost.map(percent)),
         or_none(guest.and_then(|it| it.kvm_exits).map(digits)),
         or_none(guest.map(|it| digits(it.user_exits()))),
         or_none(guest.and_then(|it| it.interrupts).map(digits)),
