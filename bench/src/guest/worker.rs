@@ -124,6 +124,7 @@ fn work(voice: &Voice) -> Result<bool, WorkerError> {
         restarts: Some(0),
         triple_fault_ends: true,
         signals_end: true,
+        control: None,
     };
     let machine = Machine::build(&config, options)?;
     let taps = machine.taps().iter().map(|(_, name)| name.clone());
