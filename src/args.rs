@@ -3,11 +3,13 @@
 //! A comma within a value is written twice. The keys and values are those of the machine file, except that a
 //! boolean is `on` or `off` (`true` and `false` are taken too).
 
+use bench::run::Pins;
 use thiserror::Error;
 use vmm_core::config::text::{ByteSize, ValueError};
 use vmm_core::config::{
-    CpuConfig, DeviceConfig, DeviceTable, DeviceTableError, DiskConfig, DiskInterface, DiskMedia,
-    HostForward, MemoryConfig, NetConfig, NetInterface, NetTable, NetTableError, ShareConfig,
+    CpuAffinity, CpuConfig, DeviceConfig, DeviceTable, DeviceTableError, DiskConfig, DiskInterface,
+    DiskMedia, HostForward, MemoryConfig, NetConfig, NetInterface, NetTable, NetTableError,
+    ShareConfig,
 };
 
 /// What is wrong with an option's value.
@@ -88,6 +90,23 @@ pub fn disk(text: &str) -> Result<DiskConfig, ArgError> {
         readonly: pairs.on_off("readonly")?.unwrap_or(false),
         direct: pairs.on_off("direct")?.unwrap_or(false),
         serial: pairs.take("serial"),
+    })
+}
+
+/// The value of `--pin` of the benchmark of I/O paths: lists of host CPUs, each as in an affinity.
+pub fn pins(text: &str) -> Result<Pins, ArgError> {
+    let mut pairs = Pairs::parse(split_at_commas(text), &["vcpu", "io", "load"])?;
+    let mut cpus = |key| match pairs.take(key) {
+        Some(list) => {
+            let pin: CpuAffinity = format!("0@{list}").parse()?;
+            Ok::<_, ArgError>(pin.host_cpus)
+        }
+        None => Ok(Vec::new()),
+    };
+    Ok(Pins {
+        vcpu: cpus("vcpu")?,
+        io: cpus("io")?,
+        load: cpus("load")?,
     })
 }
 

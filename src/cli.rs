@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench_args;
 mod test_args;
 
 use std::ffi::OsString;
@@ -9,13 +10,14 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vmm_core::config::{
-    CharTarget, CpuAffinity, CpuConfig, DeviceConfig, DiskConfig, MachineFile, MemoryConfig,
-    NetConfig, OnPanic, OnReboot, ShareConfig,
+    CharTarget, CpuConfig, DeviceConfig, DiskConfig, MachineFile, MemoryConfig, NetConfig, OnPanic,
+    OnReboot, ShareConfig,
 };
 
 use crate::args;
 use crate::exit_code::{Exit, UserError};
 
+pub use bench_args::{BenchArgs, BenchCommand, BenchExitsArgs, IoArgs};
 pub use test_args::{ReportArgs, TestArgs};
 
 /// A virtual machine monitor for x86-64 Linux on KVM that shows what each I/O path costs.
@@ -43,8 +45,8 @@ pub enum Command {
     #[command(subcommand)]
     Vfio(VfioCommand),
     /// Measure what I/O costs on this host
-    #[command(subcommand)]
-    Bench(BenchCommand),
+    #[command(after_help = EXIT_CODES, after_long_help = bench_args::BENCH_NOTES)]
+    Bench(Box<BenchArgs>),
     /// Ask a guest that runs
     #[command(subcommand)]
     Ctl(CtlCommand),
@@ -104,37 +106,6 @@ pub enum VfioCommand {
     },
     /// Put back what runs that were killed have left
     Recover,
-}
-
-/// What `tripath bench` measures.
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    /// What one exit from a guest costs, by kind; needs nothing but /dev/kvm
-    ///
-    /// A guest of some hundred bytes does one thing over and over: it reads and writes ports and registers that user
-    /// space answers, rings a doorbell (ioeventfd), calls KVM, executes CPUID, is interrupted (irqfd) while it runs or
-    /// halts, and interrupts another of its CPUs. Each kind is measured once a round, in an order that --seed repeats.
-    Exits(BenchExitsArgs),
-}
-
-/// The options of `tripath bench exits`.
-#[derive(Debug, Args)]
-pub struct BenchExitsArgs {
-    /// Samples of each kind, of which the median is told
-    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub rounds: u32,
-    /// For the order within the rounds [default: another each time, which is printed]
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Where vCPUs run, as the affinity of --cpus says it: 0@2:1@3 is vCPU 0 on host CPU 2, vCPU 1 on 3
-    #[arg(long, value_name = "VCPU@CPUS[:VCPU@CPUS]", value_delimiter = ':')]
-    pub pin: Vec<CpuAffinity>,
-    /// Everything, each sample included, for programs
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Measure with a debug build, whose numbers say little
-    #[arg(long)]
-    pub force: bool,
 }
 
 const EXIT_CODES: &str = "\

@@ -37,7 +37,7 @@ fn run(started: Instant) -> Exit {
     let result = match cli.command {
         Command::Run(arguments) => commands::run::run(*arguments),
         Command::Test(arguments) => commands::test::run(*arguments, started),
-        Command::Bench(command) => commands::bench::run(command),
+        Command::Bench(arguments) => commands::bench::run(*arguments),
         Command::Vfio(command) => commands::vfio::run(command),
         Command::Ctl(command) => commands::ctl::run(command),
         Command::Doctor => commands::doctor::run(),

@@ -7,10 +7,14 @@ pub mod compare;
 pub mod environment;
 pub mod exits;
 pub mod format;
+pub mod guest;
+pub mod host;
+pub mod plan;
 pub mod program;
 pub mod report;
 pub mod results;
 pub mod rounds;
+pub mod run;
 pub mod stats;
 pub mod text;
 

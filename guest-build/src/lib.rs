@@ -35,8 +35,13 @@ pub fn build_guest_program(program: &GuestProgram<'_>) -> Result<(), Box<dyn Err
     }
     let folder = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
     let target = env::var("TARGET")?;
-    // A target folder of its own: the one of this build is locked while it lasts.
-    let target_folder = folder.join(program.profile);
+    // A target folder of its own: the one of this build is locked while it lasts. One for all profiles of ours, next to
+    // theirs: OUT_DIR is PROFILE/build/PACKAGE/out in it.
+    let target_folder = folder
+        .ancestors()
+        .nth(4)
+        .map_or_else(|| folder.clone(), Path::to_owned)
+        .join("guest-programs");
     run_cargo(program, &own[0], &target, &target_folder)?;
     let built = target_folder
         .join(target)

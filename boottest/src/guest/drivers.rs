@@ -19,7 +19,12 @@ pub(super) enum RootKind {
 }
 
 /// Modules by what they are for, first those without which there is no guest, in the order in which they are loaded.
-pub(super) fn needed(machine: &MachineConfig, root: &RootKind) -> Vec<Needed> {
+/// `further` are wanted as well.
+pub(super) fn needed(
+    machine: &MachineConfig,
+    root: &RootKind,
+    further: &[&'static str],
+) -> Vec<Needed> {
     let mut needed = Vec::new();
     let mut require = |needed_for, names: &[&'static str]| {
         needed.extend(names.iter().map(|&name| Needed {
@@ -41,7 +46,8 @@ pub(super) fn needed(machine: &MachineConfig, root: &RootKind) -> Vec<Needed> {
             }
         }
     }
-    needed.extend(of_machine(machine).into_iter().map(|name| Needed {
+    let wanted = of_machine(machine).into_iter();
+    needed.extend(wanted.chain(further.iter().copied()).map(|name| Needed {
         name,
         needed_for: None,
     }));
@@ -101,7 +107,7 @@ mod tests {
     }
 
     fn names(machine: &MachineConfig, root: &RootKind) -> Vec<&'static str> {
-        let needed = needed(machine, root);
+        let needed = needed(machine, root, &[]);
         needed.into_iter().map(|needed| needed.name).collect()
     }
 
@@ -129,7 +135,7 @@ mod tests {
             "rng = true\n[[disk]]\npath = \"a\"\nif = \"ide\"\n[[disk]]\npath = \"b\"\nif = \"ide\"\nmedia = \"cdrom\"\n\
              [[net]]\ntap = \"t\"\nif = \"e1000\"\n",
         );
-        let needed = needed(&emulated, &RootKind::Initramfs);
+        let needed = needed(&emulated, &RootKind::Initramfs, &["nvme"]);
         let wanted: Vec<_> = needed
             .iter()
             .filter(|needed| needed.needed_for.is_none())
@@ -143,7 +149,8 @@ mod tests {
                 "sr_mod",
                 "e1000",
                 "af_packet",
-                "virtio_rng"
+                "virtio_rng",
+                "nvme"
             ]
         );
     }

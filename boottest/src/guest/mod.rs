@@ -35,6 +35,9 @@ pub struct GuestPlan {
     pub rootfs: Rootfs,
     /// What is run.
     pub command: GuestCommand,
+    /// Modules of drivers beside those of the machine's own devices: those of functions of the host that the guest
+    /// gets.
+    pub drivers: Vec<&'static str>,
 }
 
 /// What becomes the guest's `/`.

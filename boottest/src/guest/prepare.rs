@@ -70,7 +70,7 @@ pub fn prepare(plan: &GuestPlan, machine: &MachineConfig) -> Result<Prepared, Gu
         GuestCommand::Script(path) => Some(read_script(path)?),
     };
     let folder = modules::locate(&plan.modules, &machine.boot.kernel)?;
-    let needed = drivers::needed(machine, &root.kind);
+    let needed = drivers::needed(machine, &root.kind, &plan.drivers);
     let (modules, missing_drivers) = match &folder {
         Some(folder) => modules::in_order(folder, &needed)?,
         None => (Vec::new(), Vec::new()),

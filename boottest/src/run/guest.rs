@@ -58,6 +58,7 @@ pub(super) fn attach(
         modules: modules.unwrap_or_default(),
         rootfs,
         command,
+        drivers: Vec::new(),
     };
     let prepared = guest::prepare(&plan, config)?;
     for driver in &prepared.missing_drivers {

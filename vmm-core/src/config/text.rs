@@ -140,6 +140,10 @@ impl<'de> Deserialize<'de> for ByteSize {
             fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
                 self.visit_str(&bytes.to_string())
             }
+            // As JSON has it.
+            fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<ByteSize, E> {
+                self.visit_str(&bytes.to_string())
+            }
         }
         deserializer.deserialize_any(SizeVisitor)
     }
@@ -314,6 +318,12 @@ impl<'de> Deserialize<'de> for CpuConfig {
                 let affinity = Vec::new();
                 Ok(CpuConfig { count, affinity })
             }
+            // As JSON has it.
+            fn visit_u64<E: serde::de::Error>(self, count: u64) -> Result<CpuConfig, E> {
+                let count = i64::try_from(count)
+                    .map_err(|_| E::custom(format_args!("{count} CPUs cannot be had")))?;
+                self.visit_i64(count)
+            }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<CpuConfig, A::Error> {
                 let CpuTable { count, affinity } =
                     CpuTable::deserialize(MapAccessDeserializer::new(map))?;
@@ -363,6 +373,10 @@ impl<'de> Deserialize<'de> for MemoryConfig {
                 Ok(MemoryConfig::of_size(size.0))
             }
             fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<MemoryConfig, E> {
+                self.visit_str(&bytes.to_string())
+            }
+            // As JSON has it.
+            fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<MemoryConfig, E> {
                 self.visit_str(&bytes.to_string())
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MemoryConfig, A::Error> {

@@ -86,6 +86,21 @@ pub fn claim(devices: &[DeviceConfig], ram_bytes: u64) -> Result<Vec<Claimed>, A
         .collect())
 }
 
+/// Finds out whether a guest with so much RAM could have these functions, as far as that is known before anything is
+/// changed.
+///
+/// # Errors
+/// [`AssignError`].
+pub fn check_devices(devices: &[DeviceConfig], ram_bytes: u64) -> Result<(), AssignError> {
+    let requests = requests(devices)?;
+    if requests.is_empty() {
+        return Ok(());
+    }
+    let host = Arc::new(Host::this());
+    let state = StateFolder::of_caller(&host);
+    Ok(claim::check(&host, &state, &requests, ram_bytes)?)
+}
+
 fn options(device: &DeviceConfig) -> VfioOptions {
     let trap = |trap: &TrapRange| Trap {
         bar: trap.bar,

@@ -31,7 +31,7 @@ use crate::kvm::{IrqchipState, ResetState};
 use crate::stats::{Report, StatsHandle};
 use crate::vcpu::VcpuThreads;
 
-pub use assigned::AssignError;
+pub use assigned::{AssignError, check_devices};
 pub(crate) use builder::affinity;
 pub use builder::check_affinity;
 pub use crash::CrashReport;

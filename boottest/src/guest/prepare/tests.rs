@@ -18,6 +18,7 @@ fn plan(rootfs: Rootfs, command: GuestCommand) -> GuestPlan {
         modules: ModuleSource::BuiltIn,
         rootfs,
         command,
+        drivers: Vec::new(),
     }
 }
 

@@ -192,20 +192,27 @@ pub fn take(
     for problem in recover::recover(host, state, &lock)?.problems {
         log::warn!("what a killed run left: {problem}");
     }
-    let mut taker = Taker {
-        host,
-        state,
-        lock: &lock,
-        check: Check::new(host, state.live_claims(host)?),
-        needed: BTreeMap::new(),
-        made: Vec::new(),
-    };
+    let mut taker = Taker::new(host, state, &lock)?;
     taker.look(requests, guest_bytes)?;
     let taken = taker.take(requests);
     if taken.is_err() {
         taker.undo_made();
     }
     taken
+}
+
+/// Finds out whether [`take`] would do it, as far as that is known before anything is changed.
+///
+/// # Errors
+/// As for [`take`].
+pub fn check(
+    host: &Arc<Host>,
+    state: &StateFolder,
+    requests: &[Request],
+    guest_bytes: u64,
+) -> Result<(), ClaimError> {
+    let lock = state.lock()?;
+    Taker::new(host, state, &lock)?.look(requests, guest_bytes)
 }
 
 /// The VFs that requests need on one PF.
@@ -228,7 +235,22 @@ struct Taker<'a> {
     made: Vec<PciAddress>,
 }
 
-impl Taker<'_> {
+impl<'a> Taker<'a> {
+    fn new(
+        host: &'a Arc<Host>,
+        state: &'a StateFolder,
+        lock: &'a Lock,
+    ) -> Result<Self, ClaimError> {
+        Ok(Self {
+            host,
+            state,
+            lock,
+            check: Check::new(host, state.live_claims(host)?),
+            needed: BTreeMap::new(),
+            made: Vec::new(),
+        })
+    }
+
     /// Everything that can be said before anything is changed.
     fn look(&mut self, requests: &[Request], guest_bytes: u64) -> Result<(), ClaimError> {
         let mut refused: Vec<Refusal> = self.look_at_memory(guest_bytes);

@@ -1,11 +1,11 @@
-//! `tripath bench`: what I/O costs on this host.
+//! `tripath bench exits`: what one exit costs.
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::environment::{Environment, build};
+use bench::environment::Environment;
 use bench::exits::{ExitCost, ExitOptions, ExitReport, measure};
 use bench::rounds::any_seed;
 use comfy_table::{CellAlignment, Table, presets};
@@ -13,8 +13,9 @@ use vmm_core::config::CpuAffinity;
 use vmm_core::exit_cost::{CPUS, ExitKind};
 use vmm_core::machine::check_affinity;
 
-use super::{check_writable, doctor};
-use crate::cli::{BenchCommand, BenchExitsArgs};
+use super::check_build;
+use crate::cli::BenchExitsArgs;
+use crate::commands::{check_writable, doctor};
 use crate::exit_code::{Exit, UserError};
 
 /// How long the operations of one sample take.
@@ -24,13 +25,7 @@ const SAMPLE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// [`UserError`] for the user's mistakes; anything else is our failure.
-pub fn run(command: BenchCommand) -> anyhow::Result<Exit> {
-    match command {
-        BenchCommand::Exits(arguments) => exits(arguments),
-    }
-}
-
-fn exits(arguments: BenchExitsArgs) -> anyhow::Result<Exit> {
+pub fn run(arguments: BenchExitsArgs) -> anyhow::Result<Exit> {
     check(&arguments)?;
     let options = ExitOptions {
         rounds: arguments.rounds,
@@ -53,11 +48,7 @@ fn exits(arguments: BenchExitsArgs) -> anyhow::Result<Exit> {
 
 /// Everything that can be wrong before the first measurement.
 fn check(arguments: &BenchExitsArgs) -> Result<(), UserError> {
-    if build() == "debug" && !arguments.force {
-        return Err(UserError::from_text(
-            "this is a debug build, whose numbers say little: measure with a release build, or give --force",
-        ));
-    }
+    check_build(arguments.force)?;
     if let Some(CpuAffinity { vcpu, .. }) = arguments.pin.iter().find(|pin| pin.vcpu >= CPUS) {
         return Err(UserError::from_text(format!(
             "--pin names vCPU {vcpu}: there are vCPUs 0 and 1"

@@ -1,0 +1,345 @@
+//! `tripath bench`: what each I/O path costs, side by side.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+use bench::compare::{Comparison, compare};
+use bench::guest::machine::GuestMachine;
+use bench::host::files::{check_folder, default_folder};
+use bench::host::functions::{self, Functions};
+use bench::host::process::Interrupt;
+use bench::plan::{DiskFunction, NicFunction, PlanOptions, Variant};
+use bench::results::{BenchReport, Subject};
+use bench::rounds::any_seed;
+use bench::run::{CommandMaker, IoBenchError, IoOptions, Pins, check, measure};
+use bench::{report, text};
+use rustix::system::uname;
+use rustix::thread::{CapabilitySet, capabilities};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vmm_core::config::CpuAffinity;
+use vmm_core::machine::{check_affinity, check_devices};
+use vmm_core::signals::is_ignored;
+
+use super::check_build;
+use super::progress::Progress;
+use crate::cli::IoArgs;
+use crate::commands::{check_writable, doctor};
+use crate::exit_code::{Exit, UserError};
+
+/// Where a distribution has its kernels.
+const KERNELS: &str = "/boot";
+const KERNEL_PREFIX: &str = "vmlinuz-";
+/// Rounds of which a difference can be told from chance.
+const ROUNDS: u32 = 5;
+const QUICK_ROUNDS: u32 = 4;
+const TIME_MS: u64 = 1000;
+const QUICK_TIME_MS: u64 = 300;
+const DISK_BYTES: u64 = 256 << 20;
+const QUICK_DISK_BYTES: u64 = 128 << 20;
+/// Of the time of a measurement, what is warm-up before it.
+const WARM_UP_PART: u64 = 4;
+
+/// Runs the command.
+///
+/// # Errors
+/// [`UserError`] for the user's mistakes; anything else is our failure.
+pub fn run(arguments: &IoArgs) -> anyhow::Result<Exit> {
+    check_build(arguments.force || arguments.list)?;
+    let old = arguments.compare.as_deref().map(read_report).transpose()?;
+    let options = options(arguments)?;
+    let variants = check(&options).map_err(mistake)?;
+    if arguments.list {
+        return list(&variants);
+    }
+    for path in arguments.json.iter().chain(&arguments.html) {
+        check_writable(path)?;
+    }
+    let interrupt = watch_signals().context("cannot watch signals")?;
+    let mut progress = Progress::new(options.rounds);
+    let measured = measure(&options, &interrupt, &mut |event, report| {
+        progress.on_event(&event, report);
+    });
+    progress.finish();
+    let report = measured.map_err(mistake)?;
+    write(arguments, &report)?;
+    let comparison = old.map(|old| compare(&old, &report));
+    show(&report, comparison.as_ref());
+    Ok(exit_of(&report, comparison.as_ref()))
+}
+
+fn mistake(error: IoBenchError) -> anyhow::Error {
+    if error.is_users() {
+        UserError::new(error).into()
+    } else {
+        error.into()
+    }
+}
+
+fn exit_of(report: &BenchReport, comparison: Option<&Comparison>) -> Exit {
+    if report.variants.iter().all(|one| one.samples.is_empty()) {
+        Exit::Failure
+    } else if comparison.is_some_and(Comparison::is_worse) {
+        Exit::Slower
+    } else {
+        Exit::Success
+    }
+}
+
+fn list(variants: &[Variant]) -> anyhow::Result<Exit> {
+    let mut output = io::stdout().lock();
+    for variant in variants {
+        writeln!(output, "{}", variant.result.name)?;
+    }
+    Ok(Exit::Success)
+}
+
+fn read_report(path: &Path) -> Result<BenchReport, UserError> {
+    let cannot = |error: &dyn std::fmt::Display| {
+        UserError::from_text(format!("--compare {}: {error}", path.display()))
+    };
+    let text = fs::read(path).map_err(|error| cannot(&error))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| cannot(&format!("not what --json has written: {error}")))
+}
+
+/// Everything that can be wrong is said here.
+fn options(arguments: &IoArgs) -> anyhow::Result<IoOptions> {
+    let has = |subject| arguments.subjects.contains(&subject);
+    let mut notes: Vec<String> = doctor::software_kvm().into_iter().collect();
+    let kernel = kernel(arguments.kernel.as_deref())?;
+    if has(Subject::Net) && !may(CapabilitySet::NET_ADMIN) {
+        return Err(UserError::from_text(
+            "networks are made by root only (CAP_NET_ADMIN): run as root, or give --subjects block,console",
+        )
+        .into());
+    }
+    let containers = may(CapabilitySet::SYS_ADMIN);
+    if !containers {
+        notes.push("there is no container: only root may make one (CAP_SYS_ADMIN)".to_owned());
+    }
+    let pins = arguments.pin.clone().unwrap_or_default();
+    check_pins(&pins)?;
+    let functions = functions::find(&arguments.device).map_err(UserError::new)?;
+    check_devices(&functions.devices, arguments.memory.size_bytes).map_err(UserError::new)?;
+    let (disk_folder, disk_bytes, direct) = disks(arguments, &mut notes)?;
+    let program = std::env::current_exe().context("cannot find this program's file")?;
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map_err(|error| {
+            UserError::from_text(format!("/dev/kvm: {error}: see 'tripath doctor'"))
+        })?;
+    let quick = arguments.quick;
+    let time_ms = arguments
+        .time
+        .unwrap_or(if quick { QUICK_TIME_MS } else { TIME_MS });
+    let plan = PlanOptions {
+        subjects: arguments.subjects.clone(),
+        quick,
+        only: arguments.only.clone(),
+        warm_up_ms: time_ms / WARM_UP_PART,
+        time_ms,
+        span_bytes: disk_bytes,
+        file_direct: direct,
+        containers,
+        disk: disk_function(&functions, arguments.overwrite, &mut notes),
+        nic: functions.nic.as_ref().map(|nic| NicFunction {
+            driver: nic.driver.to_owned(),
+            on_host: nic.on_host,
+        }),
+    };
+    let again = |command: &'static str| -> CommandMaker {
+        let program = program.clone();
+        Box::new(move || {
+            let mut again = Command::new(&program);
+            again.args(["bench", command]);
+            again
+        })
+    };
+    Ok(IoOptions {
+        plan,
+        rounds: arguments
+            .rounds
+            .unwrap_or(if quick { QUICK_ROUNDS } else { ROUNDS }),
+        seed: arguments.seed.unwrap_or_else(any_seed),
+        guest: GuestMachine {
+            kernel,
+            cpus: arguments.cpus,
+            vcpu_cpus: pins.vcpu.clone(),
+            memory: arguments.memory.clone(),
+            direct,
+            devices: functions.devices.clone(),
+        },
+        modules: arguments
+            .modules
+            .as_ref()
+            .map(|written| written.source())
+            .unwrap_or_default(),
+        functions,
+        pins,
+        disk_folder,
+        disk_bytes,
+        notes,
+        worker: again("guest"),
+        janitor: again("janitor"),
+    })
+}
+
+fn may(capability: CapabilitySet) -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+}
+
+/// The kernel that the user names, else the one that runs here, else the newest in `/boot`.
+fn kernel(named: Option<&Path>) -> Result<PathBuf, UserError> {
+    if let Some(path) = named {
+        return match File::open(path) {
+            Ok(_) => Ok(path.to_owned()),
+            Err(error) => Err(UserError::from_text(format!(
+                "--kernel {}: {error}",
+                path.display()
+            ))),
+        };
+    }
+    let own = format!("{KERNEL_PREFIX}{}", uname().release().to_string_lossy());
+    let own = Path::new(KERNELS).join(own);
+    if File::open(&own).is_ok() {
+        return Ok(own);
+    }
+    let newest = fs::read_dir(KERNELS)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(KERNEL_PREFIX)
+        })
+        .map(|entry| entry.path())
+        .filter(|path| File::open(path).is_ok())
+        .max_by_key(|path| {
+            path.metadata()
+                .and_then(|metadata| metadata.modified())
+                .ok()
+        });
+    newest.ok_or_else(|| {
+        UserError::from_text(format!(
+            "there is no kernel for the guest in {KERNELS} that can be read: name one with --kernel PATH"
+        ))
+    })
+}
+
+fn check_pins(pins: &Pins) -> Result<(), UserError> {
+    for (name, cpus) in [("vcpu", &pins.vcpu), ("io", &pins.io), ("load", &pins.load)] {
+        let pin = CpuAffinity {
+            vcpu: 0,
+            host_cpus: cpus.clone(),
+        };
+        check_affinity(&[pin])
+            .map_err(|error| UserError::from_text(format!("--pin {name}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// The folder for the files of disks, their size, and whether they bypass the page cache.
+fn disks(arguments: &IoArgs, notes: &mut Vec<String>) -> Result<(PathBuf, u64, bool), UserError> {
+    let size = match &arguments.disk_size {
+        Some(size) => size.0,
+        None if arguments.quick => QUICK_DISK_BYTES,
+        None => DISK_BYTES,
+    };
+    if size < 1 << 20 || !size.is_multiple_of(1 << 20) {
+        return Err(UserError::from_text(format!(
+            "--disk-size {size}: write a multiple of 1M"
+        )));
+    }
+    let folder = arguments.disk_folder.clone().unwrap_or_else(default_folder);
+    if !arguments.subjects.contains(&Subject::Block) {
+        return Ok((folder, size, false));
+    }
+    let can = check_folder(&folder, 2, size).map_err(UserError::new)?;
+    match arguments.direct {
+        Some(true) if !can => Err(UserError::from_text(format!(
+            "--direct on: no direct I/O is possible on files in {}: name another folder with --disk-folder DIR, or leave \
+             it out",
+            folder.display()
+        ))),
+        Some(direct) => Ok((folder, size, direct)),
+        None => {
+            if !can {
+                notes.push(format!(
+                    "files in {} do not bypass the host's page cache: its file system cannot",
+                    folder.display()
+                ));
+            }
+            Ok((folder, size, can))
+        }
+    }
+}
+
+fn disk_function(
+    functions: &Functions,
+    overwrite: bool,
+    notes: &mut Vec<String>,
+) -> Option<DiskFunction> {
+    let disk = functions.disk.as_ref()?;
+    if !overwrite {
+        notes.push(
+            "the passed through disk is only read: --overwrite lets loads write to it".to_owned(),
+        );
+    }
+    if disk.path.is_none() {
+        notes.push(
+            "the passed through disk has no baseline: the host has no driver on it".to_owned(),
+        );
+    }
+    Some(DiskFunction {
+        host_path: disk.path.clone(),
+        overwrite,
+    })
+}
+
+/// Signals that end us end the measurement, in order.
+fn watch_signals() -> io::Result<Interrupt> {
+    let (near, far) = UnixStream::pair()?;
+    for signal in [SIGINT, SIGTERM, SIGHUP]
+        .into_iter()
+        .filter(|signal| !is_ignored(*signal))
+    {
+        signal_hook::low_level::pipe::register(signal, far.try_clone()?)?;
+    }
+    Ok(Interrupt::new(near))
+}
+
+fn write(arguments: &IoArgs, report: &BenchReport) -> anyhow::Result<()> {
+    let write = |path: &Path, text: String| {
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    if let Some(path) = &arguments.json {
+        write(path, serde_json::to_string_pretty(report)? + "\n")?;
+    }
+    if let Some(path) = &arguments.html {
+        write(path, report::html(report)?)?;
+    }
+    Ok(())
+}
+
+fn show(report: &BenchReport, comparison: Option<&Comparison>) {
+    let mut shown = text::table(report);
+    let order = format!(
+        "{} rounds, each variant once a round, order by --seed {}\n",
+        report.rounds, report.seed
+    );
+    shown.push_str(&order);
+    if let Some(comparison) = comparison {
+        shown.push('\n');
+        shown.push_str(&comparison.table());
+    }
+    // Where standard output is gone, nobody reads it.
+    let _ = io::stdout().write_all(shown.as_bytes());
+}
