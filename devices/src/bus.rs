@@ -1,5 +1,6 @@
 //! The address decoder: one [`Bus`] for port I/O, one for MMIO.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use thiserror::Error;
@@ -72,6 +73,26 @@ pub struct Accessed {
     pub offset: u64,
 }
 
+impl Accessed {
+    /// The same without a share in the device.
+    #[must_use]
+    pub fn register(&self) -> Register<'_> {
+        Register {
+            device: &self.device,
+            offset: self.offset,
+        }
+    }
+}
+
+/// A register on a bus.
+#[derive(Clone, Copy)]
+pub struct Register<'a> {
+    /// Its device.
+    pub device: &'a Arc<dyn BusDevice>,
+    /// From the start of the device's range, in bytes.
+    pub offset: u64,
+}
+
 /// Why a range could not be put on a bus.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BusError {
@@ -99,6 +120,7 @@ pub enum BusError {
     },
 }
 
+#[derive(Clone)]
 struct Range {
     start: u64,
     len: u64,
@@ -108,8 +130,10 @@ struct Range {
 /// An address space of devices. Ranges do not overlap.
 pub struct Bus {
     name: &'static str,
-    /// By start. A search in few neighbouring words is what each exit pays.
-    ranges: RwLock<Vec<Range>>,
+    /// By start. Whoever changes them makes new ones, so that a [`BusView`] may go on with those that it has.
+    ranges: RwLock<Arc<[Range]>>,
+    /// Counts the changes.
+    version: AtomicU64,
     bad_access: RateLimiter,
 }
 
@@ -119,7 +143,8 @@ impl Bus {
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
-            ranges: RwLock::default(),
+            ranges: RwLock::new(Arc::new([])),
+            version: AtomicU64::new(0),
             bad_access: RateLimiter::default(),
         }
     }
@@ -149,53 +174,70 @@ impl Bus {
                 other: other.device.name().to_string(),
             });
         }
-        ranges.insert(place, Range { start, len, device });
+        let mut changed = ranges.to_vec();
+        changed.insert(place, Range { start, len, device });
+        self.change(&mut ranges, changed);
         Ok(())
     }
 
     /// Takes away the range that starts at `start`; says whether there was one.
     pub fn remove(&self, start: u64) -> bool {
         let mut ranges = write(&self.ranges);
-        let found = ranges.binary_search_by_key(&start, |range| range.start);
-        found.map(|place| ranges.remove(place)).is_ok()
+        let Ok(place) = ranges.binary_search_by_key(&start, |range| range.start) else {
+            return false;
+        };
+        let mut changed = ranges.to_vec();
+        changed.remove(place);
+        self.change(&mut ranges, changed);
+        true
+    }
+
+    fn change(&self, ranges: &mut Arc<[Range]>, changed: Vec<Range>) {
+        *ranges = changed.into();
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Reads on behalf of the guest. Unclaimed and refused accesses read as ones. Returns the register that was
-    /// found, for statistics.
+    /// found, for statistics. Who reads often has a [`BusView`].
     pub fn read(&self, addr: u64, data: &mut [u8]) -> Option<Accessed> {
-        let Some(Accessed { device, offset }) = self.find(addr, data.len()) else {
-            data.fill(0xff);
-            return None;
-        };
-        if let Err(error) = device.read(offset, data) {
-            data.fill(0xff);
-            self.complain("read", &*device, offset, data.len(), error);
-        }
-        Some(Accessed { device, offset })
+        let ranges = self.ranges();
+        let found = find(&ranges, addr, data.len());
+        self.read_from(found, data);
+        found.map(owned)
     }
 
     /// Writes on behalf of the guest. Unclaimed and refused writes are dropped. Returns the register that was found,
     /// for statistics.
     pub fn write(&self, addr: u64, data: &[u8]) -> Option<Accessed> {
-        let Accessed { device, offset } = self.find(addr, data.len())?;
-        if let Err(error) = device.write(offset, data) {
-            self.complain("write", &*device, offset, data.len(), error);
+        let ranges = self.ranges();
+        let found = find(&ranges, addr, data.len());
+        self.write_to(found, data);
+        found.map(owned)
+    }
+
+    fn ranges(&self) -> Arc<[Range]> {
+        Arc::clone(&read(&self.ranges))
+    }
+
+    fn read_from(&self, found: Option<Register<'_>>, data: &mut [u8]) {
+        let Some(Register { device, offset }) = found else {
+            return data.fill(0xff);
+        };
+        if let Err(error) = device.read(offset, data) {
+            data.fill(0xff);
+            self.complain("read", &**device, offset, data.len(), error);
         }
-        Some(Accessed { device, offset })
     }
 
-    fn find(&self, addr: u64, len: usize) -> Option<Accessed> {
-        let ranges = read(&self.ranges);
-        let place = ranges.partition_point(|range| range.start <= addr);
-        let range = ranges.get(place.checked_sub(1)?)?;
-        let offset = addr - range.start;
-        let end = offset.checked_add(len as u64)?;
-        (end <= range.len).then(|| Accessed {
-            device: Arc::clone(&range.device),
-            offset,
-        })
+    fn write_to(&self, found: Option<Register<'_>>, data: &[u8]) {
+        if let Some(Register { device, offset }) = found
+            && let Err(error) = device.write(offset, data)
+        {
+            self.complain("write", &**device, offset, data.len(), error);
+        }
     }
 
+    #[cold]
     fn complain(
         &self,
         what: &str,
@@ -210,6 +252,70 @@ impl Bus {
                 self.name,
                 device.name()
             );
+        }
+    }
+}
+
+fn find(ranges: &[Range], addr: u64, len: usize) -> Option<Register<'_>> {
+    let place = ranges.partition_point(|range| range.start <= addr);
+    let range = ranges.get(place.checked_sub(1)?)?;
+    let offset = addr - range.start;
+    let end = offset.checked_add(len as u64)?;
+    (end <= range.len).then_some(Register {
+        device: &range.device,
+        offset,
+    })
+}
+
+fn owned(register: Register<'_>) -> Accessed {
+    Accessed {
+        device: Arc::clone(register.device),
+        offset: register.offset,
+    }
+}
+
+/// A bus as one thread sees it that accesses it often, a vCPU's: it takes no lock, but when the bus has changed.
+///
+/// An access sees each change that was over when it began.
+pub struct BusView {
+    bus: Arc<Bus>,
+    version: u64,
+    ranges: Arc<[Range]>,
+}
+
+impl BusView {
+    /// Of that bus.
+    #[must_use]
+    pub fn new(bus: Arc<Bus>) -> Self {
+        Self {
+            // Older than the ranges, if they are being changed: they are then looked at again.
+            version: bus.version.load(Ordering::Acquire),
+            ranges: bus.ranges(),
+            bus,
+        }
+    }
+
+    /// As [`Bus::read`].
+    pub fn read(&mut self, addr: u64, data: &mut [u8]) -> Option<Register<'_>> {
+        self.follow();
+        let found = find(&self.ranges, addr, data.len());
+        self.bus.read_from(found, data);
+        found
+    }
+
+    /// As [`Bus::write`].
+    pub fn write(&mut self, addr: u64, data: &[u8]) -> Option<Register<'_>> {
+        self.follow();
+        let found = find(&self.ranges, addr, data.len());
+        self.bus.write_to(found, data);
+        found
+    }
+
+    fn follow(&mut self) {
+        let version = self.bus.version.load(Ordering::Acquire);
+        if version != self.version {
+            self.ranges = self.bus.ranges();
+            self.version = version;
         }
     }
 }
@@ -247,6 +353,19 @@ mod tests {
         let mut data = [0; 1];
         assert!(bus.read(0x10 + FakeDevice::REFUSED, &mut data).is_some());
         assert_eq!(data, [0xff]);
+    }
+
+    #[test]
+    fn a_view_follows_the_bus() {
+        let bus = Arc::new(Bus::new("test"));
+        let mut view = BusView::new(Arc::clone(&bus));
+        assert!(view.read(0x10, &mut [0]).is_none());
+        bus.insert(0x10, 8, fake()).unwrap();
+        let mut data = [0; 2];
+        assert_eq!(view.read(0x13, &mut data).unwrap().offset, 3);
+        assert_eq!(data, [3, 3]);
+        assert!(bus.remove(0x10));
+        assert!(view.write(0x10, &[1]).is_none());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! L1 as the harness sees it: one machine for all tests of a lane, started when the first test needs it.
 //!
 //! A machine that hangs or dies is replaced, and the tests it took with it run again, each at most once. A test that
-//! failed is never run again, but for one reason: a guest's triple fault. QEMU's TCG makes some by itself, in L1's
-//! guests as in L1, where the processor is found to walk page tables of another mode than it is in; one guest in some
-//! fifty has one. It is said aloud, and a second one is a failure.
+//! failed is never run again, but for one reason: a triple fault of its guest in an emulated L1. QEMU may deliver an
+//! interrupt twice to a nested guest, see `tests/testbed/l1`, which is rare with one CPU but not impossible. It is said
+//! aloud, and a second one is a failure.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;

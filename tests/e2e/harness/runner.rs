@@ -13,8 +13,8 @@ use super::{E2eTest, sys};
 /// The line before a failed test's reason.
 pub const FAILURE_MARK: &str = "--- the test failed:";
 
-/// What the VMM says of a guest that has ended so.
-pub const TRIPLE_FAULT: &str = "the guest crashed: triple fault";
+/// What the VMM says of a guest that had one, whether that is its end or the guest starts again.
+pub const TRIPLE_FAULT: &str = "triple fault on vCPU";
 
 /// How a test ended.
 #[derive(Debug, Serialize, Deserialize)]

@@ -89,8 +89,8 @@ impl BusDevice for Nothing {
         "nothing"
     }
 
-    fn read(&self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        data.fill(0);
+    /// The guest gets what it last read or wrote.
+    fn read(&self, _offset: u64, _data: &mut [u8]) -> Result<(), AccessError> {
         Ok(())
     }
 

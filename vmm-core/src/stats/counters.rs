@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use devices::bus::{Accessed, BusDevice, Region};
+use devices::bus::{BusDevice, Region, Register};
 use devices::sync::lock;
 
 use super::Times;
@@ -101,7 +101,7 @@ pub struct Access<'a> {
     /// Port or guest-physical address.
     pub address: u64,
     /// What has the address; none if no device has it.
-    pub accessed: Option<&'a Accessed>,
+    pub accessed: Option<Register<'a>>,
 }
 
 /// One source of events.
@@ -175,7 +175,7 @@ struct Tables {
 
 impl Tables {
     fn row_of(&mut self, access: &Access<'_>) -> usize {
-        let device = access.accessed.map_or(0, |found| address_of(&found.device));
+        let device = access.accessed.map_or(0, |found| address_of(found.device));
         let offset = access.accessed.map_or(access.address, |found| found.offset);
         let place = (device, access.path, access.action, offset);
         let slot = slot_of(&place);
@@ -194,7 +194,7 @@ impl Tables {
                 if let Some(found) = access.accessed {
                     self.holders
                         .entry(device)
-                        .or_insert_with(|| Arc::downgrade(&found.device));
+                        .or_insert_with(|| Arc::downgrade(found.device));
                 }
                 self.places.insert(place, row);
                 row
@@ -267,7 +267,7 @@ fn nanos(time: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::stats::{Report, StatsHandle};
-    use devices::bus::{AccessError, Bus};
+    use devices::bus::{AccessError, Accessed, Bus};
 
     struct Device(&'static str, Region);
 
@@ -299,7 +299,7 @@ mod tests {
             path,
             action,
             address,
-            accessed,
+            accessed: accessed.map(Accessed::register),
         }
     }
 

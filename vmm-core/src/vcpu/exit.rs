@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use devices::bus::{Accessed, Bus};
+use devices::bus::{Bus, BusView, Register};
 use devices::posted::PostedWrites;
 
 use crate::stats::{Action, DevicePath};
@@ -136,7 +136,10 @@ impl Exit<'_> {
     /// Whether it is a guest's access to a device, which KVM has yet to finish.
     #[must_use]
     pub fn is_access(&self) -> bool {
-        self.reason().access().is_some()
+        matches!(
+            self,
+            Self::IoIn { .. } | Self::IoOut { .. } | Self::MmioRead { .. } | Self::MmioWrite { .. }
+        )
     }
 
     /// The port or guest-physical address of an access; 0 otherwise.
@@ -179,6 +182,25 @@ pub struct Buses {
     pub posted: Arc<dyn PostedWrites>,
 }
 
+/// The same as a vCPU's thread has them.
+pub struct BusViews {
+    pio: BusView,
+    mmio: BusView,
+    posted: Arc<dyn PostedWrites>,
+}
+
+impl BusViews {
+    /// Of these.
+    #[must_use]
+    pub fn new(buses: &Buses) -> Self {
+        Self {
+            pio: BusView::new(Arc::clone(&buses.pio)),
+            mmio: BusView::new(Arc::clone(&buses.mmio)),
+            posted: Arc::clone(&buses.posted),
+        }
+    }
+}
+
 /// What the vCPU does after an exit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
@@ -197,48 +219,66 @@ pub enum Next {
 }
 
 /// The result of one exit.
-pub struct Handled {
+pub struct Handled<'a> {
     /// What comes next.
     pub next: Next,
     /// The register that was accessed, if one was.
-    pub accessed: Option<Accessed>,
+    pub accessed: Option<Register<'a>>,
 }
 
 /// Handles one exit on the vCPU's thread: delivers the writes that were posted before it, finds the device, calls it,
 /// says how to go on.
-pub fn handle_exit(exit: Exit<'_>, buses: &Buses) -> Handled {
+pub fn handle_exit<'a>(exit: Exit<'_>, buses: &'a mut BusViews) -> Handled<'a> {
     buses.posted.deliver();
-    let mut accessed = None;
-    let next = match exit {
+    let accessed = match exit {
         Exit::IoIn {
             port,
             item_bytes,
             data,
         } => {
-            for item in data.chunks_mut(item_bytes.max(1)) {
-                accessed = buses.pio.read(u64::from(port), item);
+            let mut items = data.chunks_mut(item_bytes.max(1));
+            let last = items.next_back();
+            for item in items {
+                buses.pio.read(u64::from(port), item);
             }
-            Next::Run
+            last.and_then(|item| buses.pio.read(u64::from(port), item))
         }
         Exit::IoOut {
             port,
             item_bytes,
             data,
         } => {
-            for item in data.chunks(item_bytes.max(1)) {
-                accessed = buses.pio.write(u64::from(port), item);
+            let mut items = data.chunks(item_bytes.max(1));
+            let last = items.next_back();
+            for item in items {
+                buses.pio.write(u64::from(port), item);
             }
-            Next::Run
+            last.and_then(|item| buses.pio.write(u64::from(port), item))
         }
-        Exit::MmioRead { addr, data } => {
-            accessed = buses.mmio.read(addr, data);
-            Next::Run
+        Exit::MmioRead { addr, data } => buses.mmio.read(addr, data),
+        Exit::MmioWrite { addr, data } => buses.mmio.write(addr, data),
+        other => {
+            return Handled {
+                next: without_access(other),
+                accessed: None,
+            };
         }
-        Exit::MmioWrite { addr, data } => {
-            accessed = buses.mmio.write(addr, data);
-            Next::Run
-        }
-        Exit::Hlt | Exit::Interrupted => Next::Run,
+    };
+    Handled {
+        next: Next::Run,
+        accessed,
+    }
+}
+
+/// How to go on after an exit that is no access.
+fn without_access(exit: Exit<'_>) -> Next {
+    match exit {
+        Exit::IoIn { .. }
+        | Exit::IoOut { .. }
+        | Exit::MmioRead { .. }
+        | Exit::MmioWrite { .. }
+        | Exit::Hlt
+        | Exit::Interrupted => Next::Run,
         Exit::Shutdown => Next::TripleFault,
         Exit::SystemEvent {
             kind: SYSTEM_EVENT_SHUTDOWN,
@@ -255,8 +295,7 @@ pub fn handle_exit(exit: Exit<'_>, buses: &Buses) -> Handled {
             "the processor refused to enter the guest: reason {reason:#x} on host CPU {cpu}"
         )),
         Exit::Unexpected { description } => Next::Broken(format!("unexpected exit: {description}")),
-    };
-    Handled { next, accessed }
+    }
 }
 
 fn internal_error(suberror: u32) -> String {
@@ -303,7 +342,7 @@ mod tests {
                 addr: 0x1002,
                 data: &[8],
             },
-            &buses,
+            &mut BusViews::new(&buses),
         );
         assert_eq!(device.written(), [(1, vec![7]), (2, vec![8])]);
     }
@@ -312,13 +351,14 @@ mod tests {
     fn port_and_memory_accesses_reach_the_device() {
         let (buses, device) = machine();
         let mut data = [0; 2];
+        let mut views = BusViews::new(&buses);
         let handled = handle_exit(
             Exit::IoIn {
                 port: 0x103,
                 item_bytes: 2,
                 data: &mut data,
             },
-            &buses,
+            &mut views,
         );
         assert_eq!((data, handled.next), ([3, 3], Next::Run));
         assert_eq!(handled.accessed.unwrap().device.name(), "fake");
@@ -327,7 +367,7 @@ mod tests {
                 addr: 0x1001,
                 data: &mut data,
             },
-            &buses,
+            &mut BusViews::new(&buses),
         );
         assert_eq!(data, [1, 1]);
         handle_exit(
@@ -335,7 +375,7 @@ mod tests {
                 addr: 0x1000,
                 data: &[7; 4],
             },
-            &buses,
+            &mut BusViews::new(&buses),
         );
         assert_eq!(device.written(), [(0, vec![7; 4])]);
     }
@@ -349,7 +389,7 @@ mod tests {
                 item_bytes: 2,
                 data: &[1, 2, 3, 4],
             },
-            &buses,
+            &mut BusViews::new(&buses),
         );
         assert_eq!(device.written(), [(0, vec![1, 2]), (0, vec![3, 4])]);
     }
@@ -358,12 +398,13 @@ mod tests {
     fn what_no_device_claims_reads_as_ones() {
         let (buses, _) = machine();
         let mut data = [0; 4];
+        let mut views = BusViews::new(&buses);
         let handled = handle_exit(
             Exit::MmioRead {
                 addr: 0x9999,
                 data: &mut data,
             },
-            &buses,
+            &mut views,
         );
         assert_eq!(data, [0xff; 4]);
         assert!(handled.accessed.is_none());
@@ -373,7 +414,7 @@ mod tests {
     #[test]
     fn the_ends_of_a_run_are_told_apart() {
         let (buses, _) = machine();
-        let next = |exit| handle_exit(exit, &buses).next;
+        let next = |exit| handle_exit(exit, &mut BusViews::new(&buses)).next;
         assert_eq!(next(Exit::Shutdown), Next::TripleFault);
         assert_eq!(next(Exit::SystemEvent { kind: 1 }), Next::PowerOff);
         assert_eq!(next(Exit::SystemEvent { kind: 2 }), Next::Reset);

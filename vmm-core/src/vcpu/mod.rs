@@ -4,6 +4,6 @@ mod exit;
 mod posted;
 mod thread;
 
-pub use exit::{Buses, Exit, ExitReason, Handled, Next, handle_exit};
+pub use exit::{BusViews, Buses, Exit, ExitReason, Handled, Next, handle_exit};
 pub use posted::PostedQueue;
 pub use thread::{StopReport, StopSink, VcpuGate, VcpuThreads};

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use devices::bus::Bus;
+use devices::bus::{Accessed, Bus};
 use devices::posted::{PostedWrites, PostedZone};
 use devices::sync::lock;
 
@@ -85,7 +85,7 @@ impl PostedWrites for PostedQueue {
                         },
                         action: Action::Write,
                         address: write.addr,
-                        accessed: accessed.as_ref(),
+                        accessed: accessed.as_ref().map(Accessed::register),
                     });
                 }
             }

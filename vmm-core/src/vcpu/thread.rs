@@ -12,7 +12,7 @@ use devices::sync::{lock, wait, wait_while_for};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::signal::Killable;
 
-use super::exit::{Buses, Exit, Next, handle_exit};
+use super::exit::{BusViews, Buses, Exit, Next, handle_exit};
 use crate::kvm::{KvmVcpu, kick_signal};
 use crate::stats::{Access, Counters, StatsHandle};
 
@@ -186,7 +186,7 @@ impl VcpuThreads {
                 index,
                 vcpu: Arc::clone(vcpu),
                 gate: Arc::clone(&this.gate),
-                buses: buses.clone(),
+                buses: BusViews::new(buses),
                 on_stop: Arc::clone(on_stop),
                 counters: stats.map(StatsHandle::counters),
             };
@@ -275,7 +275,7 @@ struct Runner {
     index: u32,
     vcpu: Arc<Mutex<KvmVcpu>>,
     gate: Arc<VcpuGate>,
-    buses: Buses,
+    buses: BusViews,
     on_stop: StopSink,
     /// None while nothing is counted: reading the clock twice an exit is not free.
     counters: Option<Arc<Counters>>,
@@ -317,8 +317,8 @@ impl Runner {
             };
             unfinished_access = exit.is_access();
             let next = match &self.counters {
-                Some(counters) => handle_counted(exit, &self.buses, counters),
-                None => handle_exit(exit, &self.buses).next,
+                Some(counters) => handle_counted(exit, &mut self.buses, counters),
+                None => handle_exit(exit, &mut self.buses).next,
             };
             if next != Next::Run {
                 return next;
@@ -329,7 +329,7 @@ impl Runner {
 }
 
 /// As [`handle_exit`], which is counted and whose time is taken.
-fn handle_counted(exit: Exit<'_>, buses: &Buses, counters: &Counters) -> Next {
+fn handle_counted(exit: Exit<'_>, buses: &mut BusViews, counters: &Counters) -> Next {
     let (reason, address, start) = (exit.reason(), exit.address(), Instant::now());
     let handled = handle_exit(exit, buses);
     let time = start.elapsed();
@@ -337,7 +337,7 @@ fn handle_counted(exit: Exit<'_>, buses: &Buses, counters: &Counters) -> Next {
         path,
         action,
         address,
-        accessed: handled.accessed.as_ref(),
+        accessed: handled.accessed,
     });
     counters.exit(reason, access, time);
     handled.next
