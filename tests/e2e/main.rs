@@ -18,6 +18,7 @@ mod e1000;
 mod harness;
 mod ide;
 mod ipxe;
+mod load;
 mod net;
 mod net_user;
 mod panic;
@@ -39,6 +40,7 @@ fn all_tests() -> Vec<E2eTest> {
     let mut tests: Vec<E2eTest> = [
         boot::tests(),
         bench::tests(),
+        load::tests(),
         reset::tests(),
         panic::tests(),
         test_cmd::tests(),
@@ -61,7 +63,7 @@ fn all_tests() -> Vec<E2eTest> {
     .into_iter()
     .flatten()
     .collect();
-    tests.sort_by_key(|test| (test.is_passthrough(), test.is_alone()));
+    tests.sort_by_key(|test| (test.flavour(), test.is_alone()));
     tests
 }
 

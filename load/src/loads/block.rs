@@ -161,7 +161,13 @@ struct Queue {
 }
 
 impl Queue {
+    /// Begins an operation, at the latest with the next call of this or of `wait`. Each has a call of the kernel of its
+    /// own, as those of other programs have: it keeps what comes by one call until all of that is ready, the device
+    /// gets it at once and ends it at once, and so on for ever, with pauses in between.
     fn push(&mut self, slot: usize, now: Instant) -> Result<(), LoadError> {
+        if !self.ring.submission().is_empty() {
+            self.enter(0)?;
+        }
         let offset = self.target.offset();
         let file = types::Fd(self.target.file.as_raw_fd());
         let page = &raw mut self.target.pages[slot * self.target.pages_each];
@@ -183,15 +189,20 @@ impl Queue {
         Ok(())
     }
 
-    /// Submits, and waits for at least one; they are in `completed` then.
-    fn wait(&mut self) -> Result<(), LoadError> {
+    /// Submits what has been pushed, and waits until `count` operations are over.
+    fn enter(&mut self, count: usize) -> Result<(), LoadError> {
         loop {
-            match self.ring.submit_and_wait(1) {
-                Ok(_) => break,
+            match self.ring.submit_and_wait(count) {
+                Ok(_) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(failed("wait for", &self.target.name)(error)),
             }
         }
+    }
+
+    /// Submits, and waits for at least one; they are in `completed` then.
+    fn wait(&mut self) -> Result<(), LoadError> {
+        self.enter(1)?;
         self.completed.clear();
         for entry in self.ring.completion() {
             let slot = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);

@@ -86,15 +86,17 @@ struct Place {
 struct Lane {
     /// The machine under QEMU; none if this machine's own KVM will do.
     plain: Option<L1>,
-    /// The same with devices to give away, for the tests that need them. They come last.
-    passthrough: L1,
+    /// The same with devices to give away, and with a clock that counts instructions, for the tests that need them.
+    /// They come last.
+    special: [L1; 2],
 }
 
 impl Place {
     fn new(on_host: bool) -> Self {
         let lane = |number| Lane {
             plain: (!on_host).then(|| L1::new(Flavour::Plain, number)),
-            passthrough: L1::new(Flavour::Passthrough, number),
+            special: [Flavour::Passthrough, Flavour::Counted]
+                .map(|flavour| L1::new(flavour, number)),
         };
         Place {
             lanes: (0..LANES).map(lane).collect(),
@@ -133,7 +135,7 @@ impl Place {
 
     fn machines(&self) -> impl Iterator<Item = &L1> {
         let lanes = self.lanes.iter();
-        lanes.flat_map(|lane| lane.plain.iter().chain([&lane.passthrough]))
+        lanes.flat_map(|lane| lane.plain.iter().chain(&lane.special))
     }
 
     fn close(&self) {
@@ -143,13 +145,11 @@ impl Place {
 
 impl Lane {
     fn run(&self, test: &E2eTest) -> Outcome {
-        let l1 = if test.is_passthrough() {
-            // Two machines at once would only take each other's time.
-            self.plain.iter().for_each(L1::close);
-            Some(&self.passthrough)
-        } else {
-            self.plain.as_ref()
-        };
+        let machines = || self.plain.iter().chain(&self.special);
+        let l1 = machines().find(|l1| l1.flavour() == test.flavour());
+        // Two machines at once would only take each other's time.
+        let others = machines().filter(|l1| l1.flavour() != test.flavour());
+        others.for_each(L1::close);
         match l1 {
             None => runner::run(test),
             Some(l1) => l1

@@ -36,12 +36,14 @@ const REPLACEMENTS: u32 = 2;
 const CONSOLE_TAIL_LINES: usize = 40;
 
 /// What kind of machine L1 is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flavour {
     /// The usual one.
     Plain,
     /// With an IOMMU and devices to give away.
     Passthrough,
+    /// Emulated, with a clock that counts instructions.
+    Counted,
 }
 
 impl Flavour {
@@ -49,6 +51,26 @@ impl Flavour {
         match self {
             Self::Plain => "l1",
             Self::Passthrough => "l1-passthrough",
+            Self::Counted => "l1-counted",
+        }
+    }
+
+    /// What `tests/testbed/l1` is told.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Plain => &[],
+            Self::Passthrough => &["--passthrough"],
+            // Timers finer than a tick, for devices of known speed. They fail where the clock is the host's only.
+            Self::Counted => &["--icount", "--append", "highres=on"],
+        }
+    }
+
+    /// How long what takes `time` there may take here.
+    fn here(self, time: Duration) -> Duration {
+        match self {
+            Self::Plain | Self::Passthrough => time,
+            // 2.5 on an idle host.
+            Self::Counted => time * 8,
         }
     }
 }
@@ -81,12 +103,19 @@ impl L1 {
         }
     }
 
+    /// What kind of machine it is.
+    pub fn flavour(&self) -> Flavour {
+        self.flavour
+    }
+
     /// Runs the test of that name there. An error is L1's, not the test's.
     pub fn run(&self, name: &str, limit: Duration) -> Result<Outcome> {
         for last_try in [false, true] {
             let session = self.session()?;
             let answer = session.ask(name);
-            match answer.and_then(|answer| Ok(answer.recv_timeout(limit + GRACE)?)) {
+            match answer
+                .and_then(|answer| Ok(answer.recv_timeout(self.flavour.here(limit + GRACE))?))
+            {
                 Ok(outcome) if last_try || !outcome.may_be_tcgs() => return Ok(outcome),
                 Ok(_) => eprintln!("e2e: a guest of {name} had a triple fault: once more"),
                 Err(error) => {
@@ -190,7 +219,8 @@ impl Session {
     /// `name` is that of its log.
     fn start(flavour: Flavour, name: &str) -> Result<Arc<Self>> {
         let begun = Instant::now();
-        let deadline = begun + BOOT_LIMIT;
+        let boot_limit = flavour.here(BOOT_LIMIT);
+        let deadline = begun + boot_limit;
         let folder = tempfile::Builder::new().prefix("tripath-e2e.").tempdir()?;
         let socket = folder.path().join("channel");
         let listener = UnixListener::bind(&socket)?;
@@ -202,7 +232,7 @@ impl Session {
                 bail!("QEMU did not connect");
             }
             let stream = listener.accept()?.0;
-            stream.set_read_timeout(Some(BOOT_LIMIT))?;
+            stream.set_read_timeout(Some(boot_limit))?;
             Ok(stream)
         };
         let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
@@ -212,7 +242,7 @@ impl Session {
                 Some(Message::Ready) => {}
                 other => bail!("the agent did not report: {other:?}"),
             }
-            stream.set_read_timeout(Some(SILENCE_LIMIT))?;
+            stream.set_read_timeout(Some(flavour.here(SILENCE_LIMIT)))?;
             let answers = waiting.clone();
             std::thread::spawn(move || deliver(reader, &answers));
             Ok(stream)
@@ -294,10 +324,8 @@ fn spawn(
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)
-        .process_group(0);
-    if flavour == Flavour::Passthrough {
-        command.arg("--passthrough");
-    }
+        .process_group(0)
+        .args(flavour.options());
     for name in ["TRIPATH_BIN", "RUST_BACKTRACE", "RUST_LOG"] {
         if let Ok(value) = std::env::var(name) {
             command.args(["--env", &format!("{name}={value}")]);

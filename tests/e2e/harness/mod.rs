@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use l1::Flavour;
+
 type TestFn = dyn Fn(&Ctx) -> Result<()> + Send + Sync;
 
 /// One end-to-end test.
@@ -29,7 +31,7 @@ pub struct E2eTest {
     limit: Duration,
     alone: bool,
     own_network: bool,
-    passthrough: bool,
+    flavour: Flavour,
 }
 
 /// A test called `name`, with the usual time limit.
@@ -43,7 +45,7 @@ pub fn test(
         limit: Duration::from_secs(120),
         alone: false,
         own_network: false,
-        passthrough: false,
+        flavour: Flavour::Plain,
     }
 }
 
@@ -68,13 +70,20 @@ impl E2eTest {
 
     /// Needs the devices that L1 has with `--passthrough`, and so runs there even where the host could run guests.
     pub fn passthrough(mut self) -> Self {
-        self.passthrough = true;
+        self.flavour = Flavour::Passthrough;
         self
     }
 
-    /// Whether the test needs devices to give away.
-    pub fn is_passthrough(&self) -> bool {
-        self.passthrough
+    /// Runs where time is a count of instructions, whatever else the host does: in an emulated L1, even where the host
+    /// could run guests. The limit is in that time, which passes more slowly than the world's.
+    pub fn counted(mut self) -> Self {
+        self.flavour = Flavour::Counted;
+        self
+    }
+
+    /// The machine that the test needs; a plain one may be the host.
+    pub fn flavour(&self) -> Flavour {
+        self.flavour
     }
 
     /// Whether the test runs beside no other.
