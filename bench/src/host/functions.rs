@@ -348,19 +348,26 @@ fn any_mac() -> String {
 /// The first namespace of an NVMe controller that has the host's driver.
 fn disk_of(folder: &Path) -> Option<PathBuf> {
     let controller = entry(&folder.join("nvme"))?;
-    let mut names: Vec<String> = fs::read_dir(folder.join("nvme").join(&controller))
-        .ok()?
+    let disks = fs::read_dir(folder.join("nvme").join(&controller)).ok()?;
+    let first = disks
         .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        // As nvme0n1; a controller among several paths has nvme0c0n1 beside it.
-        .filter(|name| {
-            let mut parts = name.strip_prefix("nvme").unwrap_or_default().split('n');
-            let numbers = parts.all(|part| part.parse::<u32>().is_ok());
-            numbers && name.matches('n').count() == 2
-        })
-        .collect();
-    names.sort_unstable();
-    Some(Path::new("/dev").join(names.first()?))
+        .filter_map(|entry| namespace(&entry.file_name().to_string_lossy()))
+        .min()?;
+    Some(Path::new("/dev").join(format!("nvme{}n{}", first.0, first.1)))
+}
+
+/// The numbers of `nvme0n1`, and those of `nvme0c2n1`: the kernel's name for the way to it by one of several controllers
+/// (`nvme_core.multipath`).
+fn namespace(name: &str) -> Option<(u32, u32)> {
+    let (subsystem, number) = name.strip_prefix("nvme")?.split_once('n')?;
+    let subsystem = match subsystem.split_once('c') {
+        Some((subsystem, controller)) => {
+            controller.parse::<u32>().ok()?;
+            subsystem
+        }
+        None => subsystem,
+    };
+    Some((subsystem.parse().ok()?, number.parse().ok()?))
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -423,7 +430,7 @@ mod tests {
             &format!("../../../bus/pci/devices/{PF}"),
         );
         put(&function(DISK, "class"), "0x010802\n");
-        for name in ["nvme0c0n1", "nvme0n1", "nvme0n2", "hwmon1", "power"] {
+        for name in ["nvme0c0n1", "nvme0c0n2", "hwmon1", "power"] {
             fs::create_dir_all(path(&function(DISK, &format!("nvme/nvme0/{name}")))).unwrap();
         }
         put(&function("0000:03:00.0", "class"), "0x030000\n");
@@ -455,6 +462,15 @@ mod tests {
         };
         assert_eq!((pf.as_str(), *vf), (PF, VfChoice::Number(1)));
         assert_eq!(*mac, Some(nic.mac));
+    }
+
+    #[test]
+    fn a_disk_by_one_way_or_by_several() {
+        assert_eq!(namespace("nvme1n2"), Some((1, 2)));
+        assert_eq!(namespace("nvme1c3n2"), Some((1, 2)));
+        for other in ["nvme0", "hwmon1", "ng0n1", "nvme0n1p1", "nvmecn1"] {
+            assert_eq!(namespace(other), None, "{other}");
+        }
     }
 
     #[test]
