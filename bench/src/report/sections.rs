@@ -426,6 +426,7 @@ pub(super) fn accesses(all: &[Analysed<'_>]) -> String {
             "device",
             "register or queue",
             "per operation",
+            "posted",
             "in user space",
         ],
         3,
@@ -435,7 +436,7 @@ pub(super) fn accesses(all: &[Analysed<'_>]) -> String {
         let used = guest.map_or(&[][..], |guest| &guest.accesses);
         for access in used
             .iter()
-            .filter(|it| it.count >= 0.005)
+            .filter(|it| it.count + it.posted >= 0.005)
             .take(MOST_ACCESSES)
         {
             table.row(&[
@@ -443,6 +444,7 @@ pub(super) fn accesses(all: &[Analysed<'_>]) -> String {
                 access.device.clone(),
                 access.what.clone(),
                 digits(access.count),
+                digits(access.posted),
                 time(access.user_space_ns),
             ]);
         }
@@ -450,7 +452,8 @@ pub(super) fn accesses(all: &[Analysed<'_>]) -> String {
     let mut html = String::from("<h2 id=\"accesses\">Which registers</h2>\n");
     html.push_str(&paragraph(&format!(
         "The registers and queues that each guest uses most, at most {MOST_ACCESSES} a variant, and the time that the VMM's \
-         user space takes for them for each operation. What is missing here has no exit to user space: a passed-through \
+         user space takes for them for each operation. Posted writes are kept by KVM until user space looks, without an exit \
+         to it. What is missing here has no exit to user space: a passed-through \
          function's registers, or a doorbell that the kernel takes.",
     )));
     html.push_str(&table.html());
