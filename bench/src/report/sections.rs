@@ -18,6 +18,8 @@ use crate::text::marks;
 const NONE: &str = "–";
 /// Registers and queues of a variant that are shown.
 const MOST_ACCESSES: usize = 6;
+/// Unsteady variants that are named.
+const MOST_NAMED: usize = 8;
 
 /// Title, where it was measured, and what to know before reading on.
 pub(super) fn head(report: &BenchReport, all: &[Analysed<'_>]) -> String {
@@ -76,7 +78,13 @@ fn warnings(report: &BenchReport, all: &[Analysed<'_>]) -> String {
         .filter(|one| one.is_unsteady())
         .map(|one| one.variant.name.as_str())
         .collect();
-    if !unsteady.is_empty() {
+    if unsteady.len() > MOST_NAMED {
+        told.push(format!(
+            "{} of {} variants are unsteady: their bars are pale, and All figures marks them. Do not rely on them.",
+            unsteady.len(),
+            all.len()
+        ));
+    } else if !unsteady.is_empty() {
         let names = unsteady.join(", ");
         told.push(format!("Unsteady, do not rely on them: {names}."));
     }
@@ -329,8 +337,9 @@ pub(super) fn model(report: &BenchReport, all: &[Analysed<'_>]) -> String {
     }
     html.push_str(&paragraph(
         "If a path cost nothing but its exits, this is what an operation would take beyond the direct path: exits to user \
-         space by reason, and doorbells that stay in the kernel, each times the median cost measured just before. The \
-         last column counts exits for which there is no price, among them halts, whose time is waiting. Where \
+         space by reason, and doorbells and posted writes, which stay in the kernel, each times the median cost measured \
+         just before; whatever else KVM handles by itself costs as much as a hypercall. The last column counts exits \
+         without a price: halts, whose time is waiting. Where \
          predicted and measured are close, exits are the cost, and fewer exits are the cure. Where much more is measured, the \
          rest goes to interrupts, copies, wake-ups of threads, and caches that the exits have emptied. Where more is \
          predicted than measured, exits overlap with waiting that the direct path has, too.",

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use bench::compare::{Comparison, compare};
@@ -41,9 +42,11 @@ const KERNEL_PREFIX: &str = "vmlinuz-";
 const ROUNDS: u32 = 5;
 const QUICK_ROUNDS: u32 = 4;
 const TIME_MS: u64 = 1000;
-const QUICK_TIME_MS: u64 = 300;
+const QUICK_TIME_MS: u64 = 200;
+/// A quick run is to end within two minutes; giving all back takes some seconds.
+const QUICK_BUDGET: Duration = Duration::from_secs(110);
 const DISK_BYTES: u64 = 256 << 20;
-const QUICK_DISK_BYTES: u64 = 128 << 20;
+const QUICK_DISK_BYTES: u64 = 64 << 20;
 /// Of the time of a measurement, what is warm-up before it.
 const WARM_UP_PART: u64 = 4;
 
@@ -190,6 +193,8 @@ fn options(arguments: &IoArgs) -> anyhow::Result<IoOptions> {
         rounds: arguments
             .rounds
             .unwrap_or(if quick { QUICK_ROUNDS } else { ROUNDS }),
+        // Who asks for rounds gets them.
+        budget: (quick && arguments.rounds.is_none()).then_some(QUICK_BUDGET),
         seed: arguments.seed.unwrap_or_else(any_seed),
         guest: GuestMachine {
             kernel,
