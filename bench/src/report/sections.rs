@@ -31,9 +31,10 @@ pub(super) fn head(report: &BenchReport, all: &[Analysed<'_>]) -> String {
         ""
     };
     let mut html = format!(
-        "<h1>What each I/O path costs</h1>\n<p class=\"sub\">On {} with {} CPUs, Linux {}{place} · {} · {} rounds</p>\n",
+        "<h1>What each I/O path costs</h1>\n<p class=\"sub\">On {} with {} CPU{}, Linux {}{place} · {} · {} rounds</p>\n",
         escape(cpu),
         environment.cpus,
+        if environment.cpus == 1 { "" } else { "s" },
         escape(&environment.kernel),
         escape(&report.date),
         report.rounds
