@@ -52,7 +52,11 @@ pub fn percent(part: f64) -> String {
 /// How many times as much: `×0.52`, `×14`.
 #[must_use]
 pub fn times(factor: f64) -> String {
-    format!("×{}", digits(factor))
+    match factor.abs() {
+        // Not ×0 for what is only slow.
+        small if (0.0005..0.005).contains(&small) => format!("×{factor:.3}"),
+        _ => format!("×{}", digits(factor)),
+    }
 }
 
 /// Three digits that count, none after the point from 100 on; a plain 0 for less than 0.005.

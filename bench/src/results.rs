@@ -136,8 +136,11 @@ pub struct AccessCount {
     pub device: String,
     /// The register, as in `mmio+0x3818`, or the queue.
     pub what: String,
-    /// How often.
+    /// How often, by an exit to user space.
     pub count: u64,
+    /// Writes that KVM kept for later: exits, but none to user space.
+    #[serde(default)]
+    pub posted: u64,
     /// Nanoseconds in user space.
     pub user_space_ns: u64,
 }

@@ -1,15 +1,16 @@
 //! Giving a network interface an address.
 
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::{LoadError, io};
+use crate::error::{LoadError, io as failed};
 use crate::interface::Interface;
 
-const INTERFACES: &str = "/sys/class/net";
+/// The interfaces of our own network. Sysfs shows those of the network that it was mounted in.
+const INTERFACES: &str = "/proc/self/net/dev";
 
 /// How long a link may take to be there: adapters negotiate.
 const CARRIER: Duration = Duration::from_secs(15);
@@ -18,32 +19,26 @@ const CARRIER: Duration = Duration::from_secs(15);
 /// once it has a link.
 pub fn configure(mac: &str, address: &str, mtu: Option<u32>) -> Result<String, LoadError> {
     let (address, prefix) = parse(address)?;
-    let name = find(Path::new(INTERFACES), mac)?;
-    let folder = Path::new(INTERFACES).join(&name);
-    let interface = Interface::named(&name).map_err(io("set up", &name))?;
+    let all = fs::read_to_string(INTERFACES).map_err(failed("read", INTERFACES))?;
+    let name = find(&all, mac, |name| Interface::named(name)?.mac())?;
+    let interface = Interface::named(&name).map_err(failed("set up", &name))?;
     if let Some(mtu) = mtu {
         interface
             .set_mtu(mtu)
-            .map_err(io("set the MTU of", &name))?;
+            .map_err(failed("set the MTU of", &name))?;
     }
     interface
         .set_address(address, prefix)
-        .map_err(io("give an address to", &name))?;
-    interface.up().map_err(io("take up", &name))?;
+        .map_err(failed("give an address to", &name))?;
+    interface.up().map_err(failed("take up", &name))?;
     let start = Instant::now();
-    // An interface that is just coming up gives an error.
-    while read(&folder.join("carrier")).ok().as_deref() != Some("1") {
+    while !interface.has_link().map_err(failed("look at", &name))? {
         if start.elapsed() > CARRIER {
             return Err(LoadError::NoCarrier(name));
         }
         thread::sleep(Duration::from_millis(10));
     }
     Ok(name)
-}
-
-fn read(path: &Path) -> Result<String, LoadError> {
-    let text = fs::read_to_string(path).map_err(io("read", path.display().to_string()))?;
-    Ok(text.trim().to_owned())
 }
 
 fn parse(text: &str) -> Result<(Ipv4Addr, u8), LoadError> {
@@ -54,14 +49,18 @@ fn parse(text: &str) -> Result<(Ipv4Addr, u8), LoadError> {
     parsed.ok_or_else(|| LoadError::Spec(format!("{text:?} is no address as in 192.168.77.2/24")))
 }
 
-fn find(interfaces: &Path, mac: &str) -> Result<String, LoadError> {
-    let entries = fs::read_dir(interfaces).map_err(io("read", interfaces.display().to_string()))?;
-    entries
-        .flatten()
-        .find(|entry| {
-            read(&entry.path().join("address")).is_ok_and(|text| text.eq_ignore_ascii_case(mac))
-        })
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+/// The interface with that address, of those in the text of [`INTERFACES`]: below two lines of titles, a line each that
+/// begins with its name.
+fn find(
+    all: &str,
+    mac: &str,
+    mac_of: impl Fn(&str) -> io::Result<String>,
+) -> Result<String, LoadError> {
+    let lines = all.lines().skip(2);
+    let mut names = lines.filter_map(|line| Some(line.split_once(':')?.0.trim()));
+    names
+        .find(|name| mac_of(name).is_ok_and(|found| found.eq_ignore_ascii_case(mac)))
+        .map(str::to_owned)
         .ok_or_else(|| LoadError::NoInterface(mac.to_owned()))
 }
 
@@ -87,14 +86,16 @@ mod tests {
 
     #[test]
     fn an_interface_is_found_by_its_mac() {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, mac) in [("eth0", "52:54:00:00:00:0a"), ("eth1", "52:54:00:00:00:0b")] {
-            let interface = folder.path().join(name);
-            fs::create_dir(&interface).unwrap();
-            fs::write(interface.join("address"), format!("{mac}\n")).unwrap();
-        }
-        assert_eq!(find(folder.path(), "52:54:00:00:00:0B").unwrap(), "eth1");
-        let error = find(folder.path(), "52:54:00:00:00:0c").unwrap_err();
+        let all =
+            "Inter-|   Receive\n face |bytes    packets\n    lo: 90 1\n  eth0: 0 0\n  eth1:12 1\n";
+        let mac_of = |name: &str| match name {
+            "eth0" => Ok("52:54:00:00:00:0a".to_owned()),
+            "eth1" => Ok("52:54:00:00:00:0b".to_owned()),
+            _ => Err(io::ErrorKind::AddrNotAvailable.into()),
+        };
+        let find = |mac| find(all, mac, mac_of);
+        assert_eq!(find("52:54:00:00:00:0B").unwrap(), "eth1");
+        let error = find("52:54:00:00:00:0c").unwrap_err();
         assert!(error.to_string().ends_with("52:54:00:00:00:0c"), "{error}");
     }
 }

@@ -8,8 +8,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketType, socket};
 
-/// `IFF_UP` as an `ifreq` holds it.
+/// `IFF_UP` and `IFF_RUNNING` as an `ifreq` holds them.
 const UP: libc::c_short = 1;
+const RUNNING: libc::c_short = 0x40;
+/// Bytes of an Ethernet address.
+const MAC_BYTES: usize = 6;
 
 /// An interface of this network namespace, by its name.
 pub struct Interface {
@@ -43,16 +46,37 @@ impl Interface {
         }
     }
 
-    /// Takes it up.
-    pub fn up(&self) -> io::Result<()> {
+    fn flags(&self) -> io::Result<libc::c_short> {
         let nothing = libc::__c_anonymous_ifr_ifru { ifru_flags: 0 };
         let answer = self.call(libc::SIOCGIFFLAGS, nothing)?;
         // SAFETY: SIOCGIFFLAGS has filled in this member.
-        let flags = unsafe { answer.ifr_ifru.ifru_flags };
+        Ok(unsafe { answer.ifr_ifru.ifru_flags })
+    }
+
+    /// Takes it up.
+    pub fn up(&self) -> io::Result<()> {
         let flags = libc::__c_anonymous_ifr_ifru {
-            ifru_flags: flags | UP,
+            ifru_flags: self.flags()? | UP,
         };
         self.call(libc::SIOCSIFFLAGS, flags).map(drop)
+    }
+
+    /// Whether it has a link.
+    pub fn has_link(&self) -> io::Result<bool> {
+        Ok(self.flags()? & RUNNING != 0)
+    }
+
+    /// Its Ethernet address, as in `52:54:00:00:00:0a`.
+    pub fn mac(&self) -> io::Result<String> {
+        let nothing = libc::__c_anonymous_ifr_ifru { ifru_flags: 0 };
+        let answer = self.call(libc::SIOCGIFHWADDR, nothing)?;
+        // SAFETY: SIOCGIFHWADDR has filled in this member.
+        let address = unsafe { answer.ifr_ifru.ifru_hwaddr };
+        let bytes = &address.sa_data[..MAC_BYTES];
+        let digits = bytes
+            .iter()
+            .map(|byte| format!("{:02x}", byte.cast_unsigned()));
+        Ok(digits.collect::<Vec<_>>().join(":"))
     }
 
     /// Sets its MTU, in bytes.

@@ -75,10 +75,11 @@ pub struct IoArgs {
     /// The guest's RAM
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = args::memory)]
     pub memory: MemoryConfig,
-    /// How often each variant is measured [default: 5, with --quick 4]
+    /// How often each variant is measured [default: 5, with --quick 4, or as many as end within two
+    /// minutes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rounds: Option<u32>,
-    /// How long each measurement takes, in milliseconds [default: 1000, with --quick 300]; a quarter of it is warm-up
+    /// How long each measurement takes, in milliseconds [default: 1000, with --quick 200]; a quarter of it is warm-up
     /// before it
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=600_000))]
     pub time: Option<u64>,
@@ -97,7 +98,7 @@ pub struct IoArgs {
     /// Where the files of disks are made, without names [default: the cache folder]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub disk_folder: Option<PathBuf>,
-    /// Size of each disk [default: 256M, with --quick 128M]
+    /// Size of each disk [default: 256M, with --quick 64M]
     #[arg(long, value_name = "SIZE")]
     pub disk_size: Option<ByteSize>,
     /// Whether files bypass the host's page cache [default: on, if the folder's file system can]

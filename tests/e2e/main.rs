@@ -9,6 +9,7 @@
 //! decides where the tests run. Needed for host and L1 alike: `tests/testbed/setup`, which is run first.
 
 mod bench;
+mod bench_io;
 mod blk;
 mod boot;
 mod console;
@@ -41,6 +42,7 @@ fn all_tests() -> Vec<E2eTest> {
         boot::tests(),
         bench::tests(),
         load::tests(),
+        bench_io::tests(),
         reset::tests(),
         panic::tests(),
         test_cmd::tests(),

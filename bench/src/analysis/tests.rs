@@ -105,6 +105,20 @@ fn the_plain_model() {
     close(model.predicted_ns, 2.0 * 100.0 + 3.0 * 10.0 + 2.0 * 1.0);
     // The halt, and what of KVM's 10 exits is neither the 6 in user space nor the 2 doorbells.
     close(model.unpriced, 3.0);
+
+    // One of these 2 is a halt, and the other costs as much as a hypercall.
+    let mut report = simple();
+    report.exit_cost_ns.insert("hypercall".to_owned(), 5.0);
+    for one in &mut report.variants {
+        for guest in one.samples.iter_mut().filter_map(|it| it.guest.as_mut()) {
+            let halts = guest.kvm["exits"] / 10;
+            guest.kvm.insert("halt_exits".to_owned(), halts);
+        }
+    }
+    let all = analyse(&report);
+    let model = find(&all, "block/rand-read-4k-d1/ide").model.unwrap();
+    close(model.predicted_ns, 232.0 + 5.0);
+    close(model.unpriced, 2.0);
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn cost_of(stats: Report) -> GuestCost {
         accesses: stats
             .registers
             .into_iter()
-            .filter(|row| row.count > 0)
+            .filter(|row| row.count > 0 || row.posted > 0)
             .map(access)
             .collect(),
         kvm,
@@ -74,6 +74,7 @@ fn access(row: RegisterRow) -> AccessCount {
         device: row.device,
         what,
         count: row.count,
+        posted: row.posted,
         user_space_ns: row.user_space_ns,
     }
 }

@@ -67,7 +67,7 @@ pub enum FunctionError {
     NoInterface(String),
     /// No virtual function is free.
     #[error(
-        "--device pf={0}: no virtual function is free: make one with 'tripath vfio sriov {0} --vfs 1'"
+        "--device pf={0}: no virtual function is free, or none has that number: see 'tripath vfio sriov {0}'"
     )]
     NoVf(String),
     /// The guest's driver is not known.
@@ -88,8 +88,12 @@ pub struct DiskOnHost {
 /// A virtual function of a network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicOnHost {
-    /// Its PCI address.
+    /// Its PCI address; empty if it is still to be made.
     pub address: String,
+    /// The PCI address of its physical function.
+    pub pf: String,
+    /// Its number there.
+    pub number: u32,
     /// The guest's driver.
     pub driver: &'static str,
     /// The network interface of its physical function, which the peer is behind.
@@ -128,6 +132,13 @@ impl Functions {
         let disk = self.disk.iter().map(|_| "nvme");
         disk.chain(self.nic.iter().map(|nic| nic.driver)).collect()
     }
+
+    fn add_nic(&mut self, nic: NicOnHost) -> Result<(), FunctionError> {
+        match self.nic.replace(nic) {
+            Some(_) => Err(FunctionError::Two("network functions".to_owned())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The name of a driver that a guest's kernel can be asked for.
@@ -150,6 +161,12 @@ fn find_below(root: &Path, devices: &[DeviceConfig]) -> Result<Functions, Functi
         let mut device = device.clone();
         let address = match &device.source {
             DeviceSource::Function { address, .. } => full(address),
+            DeviceSource::Vf { pf, vf, .. } if has_none(root, pf) => {
+                let (pf, vf) = (pf.clone(), *vf);
+                found.add_nic(nic_to_be(root, &pf, vf, &mut device)?)?;
+                found.devices.push(device);
+                continue;
+            }
             DeviceSource::Vf { pf, vf, .. } => vf_address(root, pf, *vf)?,
         };
         let folder = functions(root).join(&address);
@@ -161,10 +178,7 @@ fn find_below(root: &Path, devices: &[DeviceConfig]) -> Result<Functions, Functi
                 return Err(FunctionError::Two("NVMe controllers".to_owned()));
             }
         } else if class.starts_with(CLASS_NETWORK) {
-            let nic = nic(root, &address, &mut device)?;
-            if found.nic.replace(nic).is_some() {
-                return Err(FunctionError::Two("network functions".to_owned()));
-            }
+            found.add_nic(nic(root, &address, &mut device)?)?;
         } else {
             return Err(FunctionError::Class { address, class });
         }
@@ -213,33 +227,98 @@ fn vf_address(root: &Path, pf: &str, vf: VfChoice) -> Result<String, FunctionErr
     .ok_or_else(|| FunctionError::NoVf(pf.to_owned()))
 }
 
+/// Whether a physical function that can have virtual functions has none.
+fn has_none(root: &Path, pf: &str) -> bool {
+    let folder = pf_folder(root, pf);
+    folder.join("sriov_totalvfs").exists() && !folder.join("virtfn0").exists()
+}
+
 /// A network function, which `device` gets by its number and with an address of its own.
 fn nic(root: &Path, address: &str, device: &mut DeviceConfig) -> Result<NicOnHost, FunctionError> {
     let folder = functions(root).join(address);
     let pf = target(&folder.join("physfn")).ok_or_else(|| FunctionError::NoPf(address.into()))?;
     let pf_folder = functions(root).join(&pf);
-    let pf_interface =
-        entry(&pf_folder.join("net")).ok_or_else(|| FunctionError::NoInterface(pf.clone()))?;
     let number = (0..)
         .map_while(|number| target(&pf_folder.join(format!("virtfn{number}"))))
         .position(|one| one == address)
         .and_then(|number| u32::try_from(number).ok())
         .ok_or_else(|| FunctionError::NoVf(pf.clone()))?;
     let own_driver = target(&folder.join("driver")).filter(|name| name != VFIO_DRIVER);
-    let pf_driver = target(&pf_folder.join("driver")).unwrap_or_default();
-    let by_pf = VF_DRIVERS.iter().find(|(of_pf, _)| *of_pf == pf_driver);
     let driver = own_driver
         .as_deref()
-        .or(by_pf.map(|(_, name)| *name))
+        .or_else(|| usual_driver(&pf_folder))
         .and_then(known_driver);
     let driver = driver.ok_or_else(|| FunctionError::Driver {
         address: address.to_owned(),
     })?;
+    let nic = NicOnHost {
+        address: address.to_owned(),
+        driver,
+        pf_interface: interface_of(root, &pf)?,
+        mac: mac_for(device),
+        on_host: own_driver.is_some(),
+        pf,
+        number,
+    };
+    name_function(device, &nic);
+    Ok(nic)
+}
+
+/// The same for one that is still to be made, as far as that can be foreseen.
+fn nic_to_be(
+    root: &Path,
+    pf: &str,
+    vf: VfChoice,
+    device: &mut DeviceConfig,
+) -> Result<NicOnHost, FunctionError> {
+    let folder = fs::canonicalize(pf_folder(root, pf)).ok();
+    let name = folder.as_ref().and_then(|folder| folder.file_name());
+    let name = name.map(|name| name.to_string_lossy().into_owned());
+    let pf = name.ok_or_else(|| FunctionError::NoInterface(pf.to_owned()))?;
+    let folder = functions(root).join(&pf);
+    let driver = usual_driver(&folder).and_then(known_driver);
+    let driver = driver.ok_or_else(|| FunctionError::Driver {
+        address: format!("pf={pf}"),
+    })?;
+    let is_bound = read(&folder.join("sriov_drivers_autoprobe")).as_deref() != Some("0");
+    let nic = NicOnHost {
+        address: String::new(),
+        driver,
+        pf_interface: interface_of(root, &pf)?,
+        mac: mac_for(device),
+        on_host: is_bound && root.join("sys/bus/pci/drivers").join(driver).exists(),
+        pf,
+        number: match vf {
+            VfChoice::Auto => 0,
+            VfChoice::Number(number) => number,
+        },
+    };
+    name_function(device, &nic);
+    Ok(nic)
+}
+
+/// What a virtual function of that physical function needs.
+fn usual_driver(pf_folder: &Path) -> Option<&'static str> {
+    let pf_driver = target(&pf_folder.join("driver"))?;
+    let known = VF_DRIVERS.iter().find(|(of_pf, _)| *of_pf == pf_driver);
+    known.map(|(_, name)| *name)
+}
+
+fn interface_of(root: &Path, pf: &str) -> Result<String, FunctionError> {
+    let found = entry(&functions(root).join(pf).join("net"));
+    found.ok_or_else(|| FunctionError::NoInterface(pf.to_owned()))
+}
+
+fn mac_for(device: &DeviceConfig) -> String {
     let given = match &device.source {
         DeviceSource::Vf { mac, .. } => mac.clone(),
         DeviceSource::Function { .. } => None,
     };
-    let mac = given.unwrap_or_else(any_mac);
+    given.unwrap_or_else(any_mac)
+}
+
+/// The user's function, by its number.
+fn name_function(device: &mut DeviceConfig, nic: &NicOnHost) {
     let (vlan, spoofchk, trust) = match device.source {
         DeviceSource::Vf {
             vlan,
@@ -250,20 +329,13 @@ fn nic(root: &Path, address: &str, device: &mut DeviceConfig) -> Result<NicOnHos
         DeviceSource::Function { .. } => (None, None, None),
     };
     device.source = DeviceSource::Vf {
-        pf,
-        vf: VfChoice::Number(number),
-        mac: Some(mac.clone()),
+        pf: nic.pf.clone(),
+        vf: VfChoice::Number(nic.number),
+        mac: Some(nic.mac.clone()),
         vlan,
         spoofchk,
         trust,
     };
-    Ok(NicOnHost {
-        address: address.to_owned(),
-        driver,
-        pf_interface,
-        mac,
-        on_host: own_driver.is_some(),
-    })
 }
 
 /// An address that nobody was given by a maker.
@@ -276,19 +348,26 @@ fn any_mac() -> String {
 /// The first namespace of an NVMe controller that has the host's driver.
 fn disk_of(folder: &Path) -> Option<PathBuf> {
     let controller = entry(&folder.join("nvme"))?;
-    let mut names: Vec<String> = fs::read_dir(folder.join("nvme").join(&controller))
-        .ok()?
+    let disks = fs::read_dir(folder.join("nvme").join(&controller)).ok()?;
+    let first = disks
         .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        // As nvme0n1; a controller among several paths has nvme0c0n1 beside it.
-        .filter(|name| {
-            let mut parts = name.strip_prefix("nvme").unwrap_or_default().split('n');
-            let numbers = parts.all(|part| part.parse::<u32>().is_ok());
-            numbers && name.matches('n').count() == 2
-        })
-        .collect();
-    names.sort_unstable();
-    Some(Path::new("/dev").join(names.first()?))
+        .filter_map(|entry| namespace(&entry.file_name().to_string_lossy()))
+        .min()?;
+    Some(Path::new("/dev").join(format!("nvme{}n{}", first.0, first.1)))
+}
+
+/// The numbers of `nvme0n1`, and those of `nvme0c2n1`: the kernel's name for the way to it by one of several controllers
+/// (`nvme_core.multipath`).
+fn namespace(name: &str) -> Option<(u32, u32)> {
+    let (subsystem, number) = name.strip_prefix("nvme")?.split_once('n')?;
+    let subsystem = match subsystem.split_once('c') {
+        Some((subsystem, controller)) => {
+            controller.parse::<u32>().ok()?;
+            subsystem
+        }
+        None => subsystem,
+    };
+    Some((subsystem.parse().ok()?, number.parse().ok()?))
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -351,7 +430,7 @@ mod tests {
             &format!("../../../bus/pci/devices/{PF}"),
         );
         put(&function(DISK, "class"), "0x010802\n");
-        for name in ["nvme0c0n1", "nvme0n1", "nvme0n2", "hwmon1", "power"] {
+        for name in ["nvme0c0n1", "nvme0c0n2", "hwmon1", "power"] {
             fs::create_dir_all(path(&function(DISK, &format!("nvme/nvme0/{name}")))).unwrap();
         }
         put(&function("0000:03:00.0", "class"), "0x030000\n");
@@ -386,6 +465,15 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_by_one_way_or_by_several() {
+        assert_eq!(namespace("nvme1n2"), Some((1, 2)));
+        assert_eq!(namespace("nvme1c3n2"), Some((1, 2)));
+        for other in ["nvme0", "hwmon1", "ng0n1", "nvme0n1p1", "nvmecn1"] {
+            assert_eq!(namespace(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn a_virtual_function_may_be_named_by_its_address() {
         let found = found(&["host=01:10.0"]).unwrap();
         assert_eq!(found.nic.unwrap().address, VFS[0]);
@@ -396,6 +484,26 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn a_virtual_function_may_be_still_to_be_made() {
+        let root = host();
+        let path = |name: &str| root.path().join(name);
+        for number in 0..VFS.len() {
+            fs::remove_file(path(&format!("sys/bus/pci/devices/{PF}/virtfn{number}"))).unwrap();
+        }
+        fs::write(
+            path(&format!("sys/bus/pci/devices/{PF}/sriov_totalvfs")),
+            "7",
+        )
+        .unwrap();
+        let found = || find_below(root.path(), &[device("pf=eth7")]).unwrap();
+        let nic = found().nic.unwrap();
+        assert_eq!((nic.address.as_str(), nic.on_host), ("", false));
+        assert_eq!((nic.pf.as_str(), nic.number, nic.driver), (PF, 0, "igbvf"));
+        fs::create_dir_all(path("sys/bus/pci/drivers/igbvf")).unwrap();
+        assert!(found().nic.unwrap().on_host);
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::text::marks;
 const NONE: &str = "–";
 /// Registers and queues of a variant that are shown.
 const MOST_ACCESSES: usize = 6;
+/// Unsteady variants that are named.
+const MOST_NAMED: usize = 8;
 
 /// Title, where it was measured, and what to know before reading on.
 pub(super) fn head(report: &BenchReport, all: &[Analysed<'_>]) -> String {
@@ -29,9 +31,10 @@ pub(super) fn head(report: &BenchReport, all: &[Analysed<'_>]) -> String {
         ""
     };
     let mut html = format!(
-        "<h1>What each I/O path costs</h1>\n<p class=\"sub\">On {} with {} CPUs, Linux {}{place} · {} · {} rounds</p>\n",
+        "<h1>What each I/O path costs</h1>\n<p class=\"sub\">On {} with {} CPU{}, Linux {}{place} · {} · {} rounds</p>\n",
         escape(cpu),
         environment.cpus,
+        if environment.cpus == 1 { "" } else { "s" },
         escape(&environment.kernel),
         escape(&report.date),
         report.rounds
@@ -76,7 +79,13 @@ fn warnings(report: &BenchReport, all: &[Analysed<'_>]) -> String {
         .filter(|one| one.is_unsteady())
         .map(|one| one.variant.name.as_str())
         .collect();
-    if !unsteady.is_empty() {
+    if unsteady.len() > MOST_NAMED {
+        told.push(format!(
+            "{} of {} variants are unsteady: their bars are pale, and All figures marks them. Do not rely on them.",
+            unsteady.len(),
+            all.len()
+        ));
+    } else if !unsteady.is_empty() {
         let names = unsteady.join(", ");
         told.push(format!("Unsteady, do not rely on them: {names}."));
     }
@@ -329,8 +338,9 @@ pub(super) fn model(report: &BenchReport, all: &[Analysed<'_>]) -> String {
     }
     html.push_str(&paragraph(
         "If a path cost nothing but its exits, this is what an operation would take beyond the direct path: exits to user \
-         space by reason, and doorbells that stay in the kernel, each times the median cost measured just before. The \
-         last column counts exits for which there is no price, among them halts, whose time is waiting. Where \
+         space by reason, and doorbells and posted writes, which stay in the kernel, each times the median cost measured \
+         just before; whatever else KVM handles by itself costs as much as a hypercall. The last column counts exits \
+         without a price: halts, whose time is waiting. Where \
          predicted and measured are close, exits are the cost, and fewer exits are the cure. Where much more is measured, the \
          rest goes to interrupts, copies, wake-ups of threads, and caches that the exits have emptied. Where more is \
          predicted than measured, exits overlap with waiting that the direct path has, too.",
@@ -426,6 +436,7 @@ pub(super) fn accesses(all: &[Analysed<'_>]) -> String {
             "device",
             "register or queue",
             "per operation",
+            "posted",
             "in user space",
         ],
         3,
@@ -435,7 +446,7 @@ pub(super) fn accesses(all: &[Analysed<'_>]) -> String {
         let used = guest.map_or(&[][..], |guest| &guest.accesses);
         for access in used
             .iter()
-            .filter(|it| it.count >= 0.005)
+            .filter(|it| it.count + it.posted >= 0.005)
             .take(MOST_ACCESSES)
         {
             table.row(&[
@@ -443,6 +454,7 @@ pub(super) fn accesses(all: &[Analysed<'_>]) -> String {
                 access.device.clone(),
                 access.what.clone(),
                 digits(access.count),
+                digits(access.posted),
                 time(access.user_space_ns),
             ]);
         }
@@ -450,7 +462,8 @@ pub(super) fn accesses(all: &[Analysed<'_>]) -> String {
     let mut html = String::from("<h2 id=\"accesses\">Which registers</h2>\n");
     html.push_str(&paragraph(&format!(
         "The registers and queues that each guest uses most, at most {MOST_ACCESSES} a variant, and the time that the VMM's \
-         user space takes for them for each operation. What is missing here has no exit to user space: a passed-through \
+         user space takes for them for each operation. Posted writes are kept by KVM until user space looks, without an exit \
+         to it. What is missing here has no exit to user space: a passed-through \
          function's registers, or a doorbell that the kernel takes.",
     )));
     html.push_str(&table.html());

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use tripath_load::spec::{LoadResult, LoadSpec};
+use tripath_load::spec::{Load, LoadResult, LoadSpec};
 
 use super::{IoBenchError, Session, Trouble, Turn, failed};
 use crate::host::agent::{Agent, Peer, limit_of};
@@ -23,7 +23,7 @@ pub(super) const FIRST_TAP: u32 = 2;
 
 /// The container's end of its pair.
 const VETH_MAC: [u8; 6] = [0x02, 0x54, 0x52, 0x49, 0x00, 0x10];
-/// How long an interface may take to be back from the network of a process that has ended.
+/// How long a disk or an interface may take to be back with the host's driver.
 const RETURN: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How much longer than a measurement an address of ours stays on an interface that is not.
@@ -82,6 +82,9 @@ impl Session<'_> {
         spec: &LoadSpec,
     ) -> Result<Sample, Trouble> {
         let mut spec = spec.clone();
+        if let (Target::HostDisk, Load::Block { path, .. }) = (variant.target, &spec.load) {
+            wait_for(|| path.exists());
+        }
         let slot = match variant.target {
             Target::HostNic => &mut agents.nic,
             _ => &mut agents.plain,
@@ -169,6 +172,7 @@ impl Session<'_> {
             .as_ref()
             .ok_or_else(|| failed("no function"))?;
         let mut agent = self.start_agent(runner, runner != Runner::Container)?;
+        wait_for_interface(nic);
         let interface = nic.interface();
         let (name, mac) = interface.ok_or_else(|| failed("the host has no interface for it"))?;
         links::move_to(&name, agent.pid()).map_err(failed)?;
@@ -198,10 +202,16 @@ impl Session<'_> {
     }
 }
 
-/// The network of a process that has ended is taken apart some time later.
+/// The network of a process that has ended is taken apart some time later, and a driver needs some time for a function
+/// that it has again.
 fn wait_for_interface(nic: &NicOnHost) {
+    wait_for(|| !nic.on_host || nic.interface().is_some());
+}
+
+/// Waits until that is so, but not for ever: what needs it says what it lacks.
+fn wait_for(is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + RETURN;
-    while nic.on_host && nic.interface().is_none() && Instant::now() < deadline {
+    while !is_so() && Instant::now() < deadline {
         std::thread::sleep(PAUSE);
     }
 }

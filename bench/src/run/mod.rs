@@ -56,6 +56,9 @@ pub struct IoOptions {
     pub plan: PlanOptions,
     /// How many rounds.
     pub rounds: u32,
+    /// How long all of it may take: a round that would not end in that time is not begun, but for the first. For ever
+    /// if none.
+    pub budget: Option<Duration>,
     /// For the orders, and the loads' own choices.
     pub seed: u64,
     /// The guest.
@@ -184,7 +187,13 @@ pub fn measure(
     session.make_group();
     let mut random = fastrand::Rng::with_seed(options.seed);
     session.begun = Instant::now();
+    let mut longest = Duration::ZERO;
     for round in 0..options.rounds {
+        let before = Instant::now();
+        if round > 0 && session.is_late(longest) {
+            session.end_early(round);
+            break;
+        }
         session.tell(Event::Round(round));
         for (runner, indices) in order(&session.variants, &mut random) {
             let seeds = indices.iter().map(|_| random.u64(..)).collect();
@@ -196,6 +205,7 @@ pub fn measure(
             };
             session.take_turn(turn)?;
         }
+        longest = longest.max(before.elapsed());
     }
     Ok(session.into_report())
 }
@@ -252,6 +262,8 @@ struct Session<'a> {
     group: Option<ControlGroup>,
     loopback: Option<Peer>,
     done: u64,
+    /// When preparations began, and the rounds.
+    started: Instant,
     begun: Instant,
 }
 
@@ -292,6 +304,7 @@ impl<'a> Session<'a> {
             group: None,
             loopback: None,
             done: 0,
+            started: Instant::now(),
             begun: Instant::now(),
         }
     }
@@ -317,6 +330,24 @@ impl<'a> Session<'a> {
             all,
             left: each.map(|each| each.saturating_mul(rest)),
         }
+    }
+
+    /// Whether a round that takes so long would not end in time.
+    fn is_late(&self, round: Duration) -> bool {
+        let budget = self.options.budget;
+        // No round takes exactly as long as another.
+        let round = round + round / 4;
+        budget.is_some_and(|budget| self.started.elapsed() + round > budget)
+    }
+
+    /// There are no more than so many rounds.
+    fn end_early(&mut self, rounds: u32) {
+        let wanted = self.options.rounds;
+        self.note(format!(
+            "only {rounds} of {wanted} rounds: more would not have ended within the time of a quick run; give --rounds N \
+             to measure them all the same"
+        ));
+        self.report.rounds = rounds;
     }
 
     /// What an exit costs, for what the plain model predicts.

@@ -381,6 +381,7 @@ fn guest_cost(path: &Path, count: impl Fn(f64) -> u64) -> GuestCost {
     let accesses = path.exits.iter().map(|(reason, each)| AccessCount {
         device: format!("{}.0", path.device),
         what: format!("{reason}+0x1f0"),
+        posted: 0,
         count: count(*each),
         user_space_ns: count(*each) * 900,
     });

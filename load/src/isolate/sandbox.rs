@@ -117,6 +117,7 @@ const ON_ARGUMENTS: [(c_long, u8, u64, &[u64]); 9] = [
             libc::TIOCGWINSZ,
             libc::FIONBIO,
             libc::SIOCGIFFLAGS,
+            libc::SIOCGIFHWADDR,
             libc::SIOCSIFFLAGS,
             libc::SIOCSIFMTU,
             libc::SIOCSIFADDR,

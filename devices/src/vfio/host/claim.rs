@@ -13,6 +13,7 @@ use super::address::PciAddress;
 use super::bind::{self, ActionError};
 use super::check::{Check, described, refusals};
 use super::function::{PciFunction, Sriov, folder};
+use super::hold::take_up;
 use super::memory;
 use super::netlink::VfSettings;
 use super::reason::{Reason, Refusal};
@@ -24,8 +25,6 @@ use super::state::{Claim, Lock, Owner, PfChange, StateError, StateFolder, VERSIO
 /// How many VFs are made on a PF that has none, if it can have so many: other runs want some, too, and their number
 /// cannot be raised while one is in use.
 const USUAL_VFS: u16 = 8;
-/// How long a PF's interface that was down may take to have a link; VFs work without, but some drivers' only later.
-const LINK_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What a guest is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -512,15 +511,7 @@ impl<'a> Taker<'a> {
         self.state.write_change(self.lock, &change)?;
         self.made.push(pf.address);
         if let Some((interface, index)) = down {
-            let set = self.host.kernel().set_link(index, true);
-            set.map_err(|source| ActionError::Interface {
-                interface: interface.clone(),
-                source,
-            })?;
-            let carrier = format!("sys/class/net/{interface}/carrier");
-            bind::wait_until(LINK_LIMIT, || {
-                self.host.read(&carrier).as_deref() == Some("1")
-            });
+            take_up(self.host, &interface, index)?;
         }
         if !sriov.vfs.is_empty() {
             return Ok(sriov);

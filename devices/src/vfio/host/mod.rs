@@ -6,6 +6,7 @@
 //! | can one be assigned now, and if not, what changes that? | [`check`], [`memory`], [`reason`] |
 //! | virtual functions | [`sriov`], [`netlink`] |
 //! | taking functions for a guest | [`claim`] |
+//! | a PF that is ready for several guests in turn | [`hold`] |
 //! | what was changed, written down first | [`state`] |
 //! | giving back, in place of a killed run too | [`recover`] |
 //!
@@ -18,6 +19,7 @@ pub mod check;
 pub mod claim;
 pub mod config_space;
 mod function;
+pub mod hold;
 pub mod iommu;
 pub mod isolation;
 mod kernel;

@@ -92,7 +92,9 @@ fn is_needed(host: &Host, state: &StateFolder) -> Result<bool, StateError> {
     }
     let in_use = |pf| claims.iter().any(|claim| claim.is_below(pf));
     let changes = state.changes()?;
-    Ok(changes.iter().any(|change| !in_use(change.pf)))
+    Ok(changes
+        .iter()
+        .any(|change| !in_use(change.pf) && !change.is_held(host)))
 }
 
 fn told(claim: &Claim) -> String {
@@ -209,6 +211,9 @@ pub(super) fn undo_change(
     let Some(change) = state.change(pf)? else {
         return Ok(false);
     };
+    if change.is_held(host) {
+        return Ok(false);
+    }
     let claims = state.claims()?;
     let taken = claims.0.iter().any(|claim| claim.is_below(pf));
     let Some(function) = PciFunction::read(host, pf) else {

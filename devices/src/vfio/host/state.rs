@@ -143,6 +143,9 @@ pub struct PfChange {
     pub autoprobe_off: bool,
     /// The interface that was down and that we took up.
     pub interface_up: Option<String>,
+    /// A process for which it stays so, whoever has VFs meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Owner>,
 }
 
 impl PfChange {
@@ -155,7 +158,14 @@ impl PfChange {
             made_vfs: false,
             autoprobe_off: false,
             interface_up: None,
+            holder: None,
         }
+    }
+
+    /// Whether it stays as long as a process lives that does.
+    #[must_use]
+    pub fn is_held(&self, host: &Host) -> bool {
+        self.holder.is_some_and(|holder| holder.lives(host))
     }
 }
 

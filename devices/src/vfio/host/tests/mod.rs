@@ -1,6 +1,7 @@
 //! Tests on a host made of files.
 
 mod claiming;
+mod holding;
 mod looking;
 mod refusing;
 
