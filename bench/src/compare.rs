@@ -266,6 +266,12 @@ fn differences(old: &BenchReport, new: &BenchReport) -> Vec<Difference> {
         b.backends.join("; "),
         false,
     );
+    add(
+        "pinned threads",
+        a.pins.join("; "),
+        b.pins.join("; "),
+        false,
+    );
     let versions = (&old.environment.tripath, &new.environment.tripath);
     add(
         "version of tripath",

@@ -49,6 +49,9 @@ pub struct GuestFacts {
     pub memory_bytes: u64,
     /// What the disks and networks lead to, a line each.
     pub backends: Vec<String>,
+    /// Where threads were made to run, as in `vcpu=2-3`; empty if anywhere.
+    #[serde(default)]
+    pub pins: Vec<String>,
 }
 
 /// What kind of I/O.

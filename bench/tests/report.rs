@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use bench::results::BenchReport;
+
 mod synthetic;
 
 /// What a browser made of a page.
@@ -92,40 +94,63 @@ impl Rendered {
     }
 }
 
+/// `data/nested.json` is two rounds of a run with all paths, in a nested guest.
+#[test]
+fn a_browser_shows_all_charts_of_a_real_run() {
+    let text = include_str!("data/nested.json");
+    let report = serde_json::from_str(text).unwrap();
+    let all = &["throughput", "overhead", "latency", "exits", "cpu"][..];
+    let stream = &["throughput", "overhead", "exits", "cpu"][..];
+    shows_charts(
+        &report,
+        &[
+            ("block", "rand-read-4k-d1", all),
+            ("block", "rand-read-4k-d32", all),
+            ("block", "rand-write-4k-d32", all),
+            ("block", "seq-read-128k", all),
+            ("net", "udp-rr-1", all),
+            ("net", "tcp-send", stream),
+            ("net", "tcp-receive", stream),
+            ("console", "write", &["throughput", "exits", "cpu"]),
+        ],
+    );
+}
+
 #[test]
 fn a_browser_shows_all_charts_and_loads_nothing() {
-    let report = synthetic::report();
+    let all = &["throughput", "overhead", "latency", "exits", "cpu"][..];
+    let rendered = shows_charts(
+        &synthetic::report(),
+        &[
+            ("block", "rand-read-4k-d1", all),
+            ("net", "udp-rtt-1", all),
+            (
+                "net",
+                "tcp-send",
+                &["throughput", "overhead", "exits", "cpu"],
+            ),
+            ("console", "write-64", &["throughput", "exits", "cpu"]),
+        ],
+    );
+    assert!(rendered.dom.contains("the function did not answer"));
+}
+
+/// The page of `report` has the `charts` of each subject and workload, and does nothing that it should not.
+fn shows_charts(report: &BenchReport, wanted: &[(&str, &str, &[&str])]) -> Rendered {
     let folder = tempfile::tempdir().unwrap();
-    let rendered = render(folder.path(), &bench::report::html(&report).unwrap());
+    let rendered = render(folder.path(), &bench::report::html(report).unwrap());
     assert_eq!(rendered.console(), Vec::<&str>::new());
     assert_eq!(rendered.requests(), Vec::<String>::new());
     let charts = rendered.charts();
-    for (subject, workload, kinds) in [
-        (
-            "block",
-            "rand-read-4k-d1",
-            &["throughput", "overhead", "latency", "exits", "cpu"][..],
-        ),
-        (
-            "net",
-            "udp-rtt-1",
-            &["throughput", "overhead", "latency", "exits", "cpu"],
-        ),
-        (
-            "net",
-            "tcp-send",
-            &["throughput", "overhead", "exits", "cpu"],
-        ),
-        ("console", "write-64", &["throughput", "exits", "cpu"]),
-    ] {
-        for kind in kinds {
+    for (subject, workload, kinds) in wanted {
+        for kind in *kinds {
             let id = format!("{kind}-{subject}-{workload}");
             let shapes = charts.iter().find(|(one, _)| *one == id);
             let (_, shapes) = shapes.unwrap_or_else(|| panic!("{id} is not there: {charts:?}"));
             assert!(*shapes >= 2, "{id} has {shapes} shapes");
         }
     }
-    assert!(rendered.dom.contains("the function did not answer"));
+    rendered
 }
 
 #[test]

@@ -519,5 +519,13 @@ fn environment(report: &BenchReport) -> Vec<(&'static str, String)> {
         ),
         ("Guest's command line", guest.cmdline.clone()),
         ("Backends", guest.backends.join("; ")),
+        (
+            "Threads pinned",
+            if guest.pins.is_empty() {
+                "no".to_owned()
+            } else {
+                guest.pins.join("; ")
+            },
+        ),
     ]
 }

@@ -50,6 +50,20 @@ pub struct Pins {
     pub load: Vec<u32>,
 }
 
+impl Pins {
+    /// Those that say something, as in `vcpu=2+3`.
+    fn written(&self) -> Vec<String> {
+        [("vcpu", &self.vcpu), ("io", &self.io), ("load", &self.load)]
+            .into_iter()
+            .filter(|(_, cpus)| !cpus.is_empty())
+            .map(|(name, cpus)| {
+                let cpus: Vec<String> = cpus.iter().map(u32::to_string).collect();
+                format!("{name}={}", cpus.join("+"))
+            })
+            .collect()
+    }
+}
+
 /// What is measured, and how.
 pub struct IoOptions {
     /// The variants.
@@ -286,6 +300,7 @@ impl<'a> Session<'a> {
                 cpus: options.guest.cpus,
                 memory_bytes: options.guest.memory.size_bytes,
                 backends: backends(options, &variants),
+                pins: options.pins.written(),
             },
             seed: options.seed,
             rounds: options.rounds,

@@ -226,6 +226,7 @@ pub fn report_of(latencies: u32) -> BenchReport {
             cpus: 1,
             memory_bytes: 512 << 20,
             backends: vec!["disks: a file of 1 GiB on ext4, O_DIRECT".to_owned()],
+            pins: vec!["vcpu=2+3".to_owned()],
         },
         seed: 4711,
         rounds: ROUNDS,
