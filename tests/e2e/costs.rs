@@ -57,14 +57,14 @@ fn verbose_boot(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// Exits for COM1 in the table that `--stats` prints: device, path, reads, writes, both.
+/// Exits for COM1 in the table that `--stats` prints: device, path, reads, writes, posted, and reads and writes together.
 fn port_accesses(lines: &[Line]) -> Result<u64> {
     lines
         .iter()
         .filter(|line| line.source == Source::Stderr)
         .find_map(|line| {
             let mut words = line.text.split_whitespace();
-            (words.next()? == "com1" && words.next()? == "pio").then_some(words.nth(2)?)
+            (words.next()? == "com1" && words.next()? == "pio").then_some(words.nth(3)?)
         })
         .context("nothing about com1 in the statistics")?
         .parse()

@@ -192,7 +192,8 @@ fn nvme_trapped(ctx: &Ctx) -> Result<()> {
         let exit = vm.wait_success(BOOT)?;
         let table = exit.messages().join("\n");
         let row = table.lines().find(|line| line.contains("vfio-"));
-        let count = row.and_then(|row| row.split_whitespace().nth(4)?.parse::<u64>().ok());
+        // Device, path, reads, writes, posted, accesses.
+        let count = row.and_then(|row| row.split_whitespace().nth(5)?.parse::<u64>().ok());
         accesses.push(count.with_context(|| format!("no accesses in {table}"))?);
     }
     // One doorbell for the command and one for its completion.

@@ -25,7 +25,8 @@ impl DhcpServer {
             ctx.path("pid").display()
         );
         std::fs::write(&config, text)?;
-        let child = Command::new("busybox")
+        // The test bed's own: the host need not have one.
+        let child = Command::new(ctx.testbed.join("tools/bin/busybox"))
             .args(["udhcpd", "-f"])
             .arg(&config)
             .spawn()

@@ -108,6 +108,12 @@ impl WriteRing {
         (last % capacity + capacity - first % capacity) % capacity
     }
 
+    /// Whether none waits: what each exit asks.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first().load(Ordering::Acquire) == self.last().load(Ordering::Acquire)
+    }
+
     /// The oldest write that waits. It stays until [`WriteRing::pop`]. One thread at a time.
     #[must_use]
     pub fn front(&self) -> Option<WaitingWrite> {

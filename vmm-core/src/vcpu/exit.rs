@@ -236,24 +236,33 @@ pub fn handle_exit<'a>(exit: Exit<'_>, buses: &'a mut BusViews) -> Handled<'a> {
             item_bytes,
             data,
         } => {
-            let mut items = data.chunks_mut(item_bytes.max(1));
-            let last = items.next_back();
-            for item in items {
-                buses.pio.read(u64::from(port), item);
+            // Nearly all: the division into items would cost more than the search.
+            if data.len() == item_bytes {
+                buses.pio.read(u64::from(port), data)
+            } else {
+                let mut items = data.chunks_mut(item_bytes.max(1));
+                let last = items.next_back();
+                for item in items {
+                    buses.pio.read(u64::from(port), item);
+                }
+                last.and_then(|item| buses.pio.read(u64::from(port), item))
             }
-            last.and_then(|item| buses.pio.read(u64::from(port), item))
         }
         Exit::IoOut {
             port,
             item_bytes,
             data,
         } => {
-            let mut items = data.chunks(item_bytes.max(1));
-            let last = items.next_back();
-            for item in items {
-                buses.pio.write(u64::from(port), item);
+            if data.len() == item_bytes {
+                buses.pio.write(u64::from(port), data)
+            } else {
+                let mut items = data.chunks(item_bytes.max(1));
+                let last = items.next_back();
+                for item in items {
+                    buses.pio.write(u64::from(port), item);
+                }
+                last.and_then(|item| buses.pio.write(u64::from(port), item))
             }
-            last.and_then(|item| buses.pio.write(u64::from(port), item))
         }
         Exit::MmioRead { addr, data } => buses.mmio.read(addr, data),
         Exit::MmioWrite { addr, data } => buses.mmio.write(addr, data),

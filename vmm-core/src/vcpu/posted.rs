@@ -63,7 +63,7 @@ impl PostedWrites for PostedQueue {
             return 0;
         };
         // An entry leaves the ring only after its write, so that an empty one has had all its effects.
-        if ring.waiting() == 0 {
+        if ring.is_empty() {
             return 0;
         }
         let _turn = lock(&self.delivering);

@@ -320,7 +320,7 @@ impl Runner {
                 Some(counters) => handle_counted(exit, &mut self.buses, counters),
                 None => handle_exit(exit, &mut self.buses).next,
             };
-            if next != Next::Run {
+            if !matches!(next, Next::Run) {
                 return next;
             }
         }
