@@ -1,5 +1,6 @@
 //! The address decoder: one [`Bus`] for port I/O, one for MMIO.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
@@ -257,14 +258,25 @@ impl Bus {
 }
 
 fn find(ranges: &[Range], addr: u64, len: usize) -> Option<Register<'_>> {
-    let place = ranges.partition_point(|range| range.start <= addr);
-    let range = ranges.get(place.checked_sub(1)?)?;
-    let offset = addr - range.start;
-    let end = offset.checked_add(len as u64)?;
-    (end <= range.len).then_some(Register {
-        device: &range.device,
-        offset,
-    })
+    ranges.get(place_of(ranges, addr)?)?.register(addr, len)
+}
+
+/// The place of the last range that does not start beyond `addr`.
+fn place_of(ranges: &[Range], addr: u64) -> Option<usize> {
+    let beyond = ranges.partition_point(|range| range.start <= addr);
+    beyond.checked_sub(1)
+}
+
+impl Range {
+    /// The register at `addr`, if `len` bytes from there are all in the range.
+    fn register(&self, addr: u64, len: usize) -> Option<Register<'_>> {
+        let offset = addr.checked_sub(self.start)?;
+        let end = offset.checked_add(len as u64)?;
+        (end <= self.len).then_some(Register {
+            device: &self.device,
+            offset,
+        })
+    }
 }
 
 fn owned(register: Register<'_>) -> Accessed {
@@ -281,6 +293,8 @@ pub struct BusView {
     bus: Arc<Bus>,
     version: u64,
     ranges: Arc<[Range]>,
+    /// The place in `ranges` of what was found last: drivers access a device many times in a row.
+    last: Cell<usize>,
 }
 
 impl BusView {
@@ -291,24 +305,34 @@ impl BusView {
             // Older than the ranges, if they are being changed: they are then looked at again.
             version: bus.version.load(Ordering::Acquire),
             ranges: bus.ranges(),
+            last: Cell::new(0),
             bus,
         }
     }
 
     /// As [`Bus::read`].
     pub fn read(&mut self, addr: u64, data: &mut [u8]) -> Option<Register<'_>> {
-        self.follow();
-        let found = find(&self.ranges, addr, data.len());
-        self.bus.read_from(found, data);
+        let (bus, found) = self.find(addr, data.len());
+        bus.read_from(found, data);
         found
     }
 
     /// As [`Bus::write`].
     pub fn write(&mut self, addr: u64, data: &[u8]) -> Option<Register<'_>> {
-        self.follow();
-        let found = find(&self.ranges, addr, data.len());
-        self.bus.write_to(found, data);
+        let (bus, found) = self.find(addr, data.len());
+        bus.write_to(found, data);
         found
+    }
+
+    fn find(&mut self, addr: u64, len: usize) -> (&Bus, Option<Register<'_>>) {
+        self.follow();
+        let at = |place: usize| self.ranges.get(place)?.register(addr, len);
+        let found = at(self.last.get()).or_else(|| {
+            let place = place_of(&self.ranges, addr)?;
+            self.last.set(place);
+            at(place)
+        });
+        (&self.bus, found)
     }
 
     fn follow(&mut self) {

@@ -306,12 +306,13 @@ impl Runner {
         // KVM finishes an access only when it is entered again, and that must not happen after a reset has set the
         // registers: with the gate closed it is finished without running a further instruction.
         let mut unfinished_access = false;
-        while unfinished_access || !self.gate.is_closed() {
-            let exit = match if self.gate.is_closed() {
-                vcpu.finish_access()
-            } else {
-                vcpu.run()
-            } {
+        loop {
+            let exit = match (self.gate.is_closed(), unfinished_access) {
+                (false, _) => vcpu.run(),
+                (true, true) => vcpu.finish_access(),
+                (true, false) => return Next::Run,
+            };
+            let exit = match exit {
                 Ok(exit) => exit,
                 Err(e) => return Next::Failed(e.to_string()),
             };
@@ -324,7 +325,6 @@ impl Runner {
                 return next;
             }
         }
-        Next::Run
     }
 }
 
