@@ -393,6 +393,28 @@ mod tests {
     }
 
     #[test]
+    fn a_view_finds_one_device_after_another() {
+        let bus = Arc::new(Bus::new("test"));
+        let (low, high) = (fake(), fake());
+        bus.insert(0x10, 8, low.clone()).unwrap();
+        bus.insert(0x20, 8, high.clone()).unwrap();
+        let mut view = BusView::new(Arc::clone(&bus));
+        for value in [1, 2] {
+            assert!(view.write(0x11, &[value]).is_some());
+            assert!(view.write(0x22, &[value]).is_some());
+            assert!(view.write(0x18, &[value]).is_none(), "between them");
+        }
+        assert_eq!(low.written(), [(1, vec![1]), (1, vec![2])]);
+        assert_eq!(high.written(), [(2, vec![1]), (2, vec![2])]);
+        // What was found last is in another place now, and another device in its place.
+        let lowest = fake();
+        bus.insert(0, 8, lowest.clone()).unwrap();
+        assert!(view.write(0x11, &[3]).is_some());
+        assert_eq!(low.written().len(), 3);
+        assert!(lowest.written().is_empty());
+    }
+
+    #[test]
     fn overlaps_and_bad_ranges_are_refused() {
         let bus = Bus::new("test");
         bus.insert(0x10, 8, fake()).unwrap();
