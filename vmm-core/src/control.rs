@@ -329,9 +329,9 @@ mod tests {
         let mut f = Fixture::new();
         let mut client = f.connect();
         assert_eq!(f.ask(&mut client, STATS), Answer::Stats(Report::default()));
-        let counters = f.stats.counters();
-        let source = counters.source("blk0", "queue 0");
-        counters.event(source, Duration::from_micros(1));
+        let recorder = f.stats.recorder();
+        let source = recorder.source("blk0", "queue 0");
+        recorder.event(&source, recorder.now());
         let Answer::Stats(report) = f.ask(&mut client, STATS) else {
             panic!("no stats")
         };
@@ -374,10 +374,10 @@ mod tests {
     #[test]
     fn a_client_that_does_not_read_is_not_waited_for_and_makes_way() {
         let mut f = Fixture::new();
-        let counters = f.stats.counters();
+        let recorder = f.stats.recorder();
         for source in 0..256 {
-            let source = counters.source("blk0", &format!("queue {source}"));
-            counters.event(source, Duration::from_micros(1));
+            let source = recorder.source("blk0", &format!("queue {source}"));
+            recorder.event(&source, recorder.now());
         }
         let answer_bytes = line_of(&Answer::Stats(f.stats.snapshot())).len();
         let mut greedy = f.connect();
@@ -416,10 +416,10 @@ mod tests {
     #[test]
     fn a_slow_client_gets_all_of_its_answers() {
         let mut f = Fixture::new();
-        let counters = f.stats.counters();
+        let recorder = f.stats.recorder();
         for source in 0..200 {
-            let source = counters.source("blk0", &format!("queue {source}"));
-            counters.event(source, Duration::from_micros(1));
+            let source = recorder.source("blk0", &format!("queue {source}"));
+            recorder.event(&source, recorder.now());
         }
         let mut client = f.connect();
         const ASKED: usize = 60;

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use devices::posted::PostedWrites;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
 
-use crate::stats::{Counters, EventSource};
+use crate::stats::{EventSource, Moment, Recorder};
 
 /// The epoll set cannot be made or waited for.
 #[derive(Debug, Error)]
@@ -28,23 +28,23 @@ pub type SourceNames = fn(u32) -> String;
 pub struct EventLoop {
     manager: EventManager<Box<dyn MutEventSubscriber>>,
     posted: Arc<dyn PostedWrites>,
-    counters: Option<Arc<Counters>>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl EventLoop {
-    /// An empty loop. Before each event what waits in `posted` is delivered. With `counters`, each subscriber's
-    /// events and time are counted there.
+    /// An empty loop. Before each event what waits in `posted` is delivered. With `recorder`, each subscriber's
+    /// events and time are counted.
     ///
     /// # Errors
     /// [`EventLoopError`].
     pub fn new(
         posted: Arc<dyn PostedWrites>,
-        counters: Option<Arc<Counters>>,
+        recorder: Option<Recorder>,
     ) -> Result<Self, EventLoopError> {
         Ok(Self {
             manager: EventManager::new()?,
             posted,
-            counters,
+            recorder: recorder.map(Arc::new),
         })
     }
 
@@ -60,8 +60,8 @@ impl EventLoop {
         source_names: SourceNames,
         subscriber: Box<dyn MutEventSubscriber>,
     ) {
-        let meter = self.counters.as_ref().map(|counters| Meter {
-            counters: Arc::clone(counters),
+        let meter = self.recorder.as_ref().map(|recorder| Meter {
+            recorder: Arc::clone(recorder),
             device: name.to_string(),
             source_names,
             sources: BTreeMap::new(),
@@ -94,7 +94,7 @@ impl EventLoop {
 
 /// Counts the events of one subscriber.
 struct Meter {
-    counters: Arc<Counters>,
+    recorder: Arc<Recorder>,
     device: String,
     source_names: SourceNames,
     /// By the number that the subscriber has given the source.
@@ -102,12 +102,12 @@ struct Meter {
 }
 
 impl Meter {
-    fn record(&mut self, data: u32, time: Duration) {
-        let source = *self.sources.entry(data).or_insert_with(|| {
+    fn record(&mut self, data: u32, start: Moment) {
+        let source = self.sources.entry(data).or_insert_with(|| {
             let name = (self.source_names)(data);
-            self.counters.source(&self.device, &name)
+            self.recorder.source(&self.device, &name)
         });
-        self.counters.event(source, time);
+        self.recorder.event(source, start);
     }
 }
 
@@ -124,9 +124,9 @@ impl MutEventSubscriber for Served {
         let Some(meter) = &mut self.meter else {
             return self.subscriber.process(events, ops);
         };
-        let start = Instant::now();
+        let start = meter.recorder.now();
         self.subscriber.process(events, ops);
-        meter.record(events.data(), start.elapsed());
+        meter.record(events.data(), start);
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
@@ -158,7 +158,7 @@ mod tests {
     fn events_reach_their_subscriber_and_are_counted_by_source() {
         let stats = StatsHandle::default();
         let posted = Arc::new(FakePosted::default());
-        let mut events = EventLoop::new(posted, Some(stats.counters())).unwrap();
+        let mut events = EventLoop::new(posted, Some(stats.recorder())).unwrap();
         let source = |data| format!("queue {data}");
         let mut add = |name: &str, data| {
             let event = EventFd::new(EFD_NONBLOCK).unwrap();

@@ -66,14 +66,14 @@ impl Machine {
         let (pio, mmio) = (Arc::new(Bus::new("pio")), Arc::new(Bus::new("mmio")));
         let counts = options.stats || control.is_some();
         let stats = counts.then(StatsHandle::default);
-        let counters = || stats.as_ref().map(StatsHandle::counters);
-        let posted = PostedQueue::new(vm.clone(), &pio, &mmio, counters());
+        let recorder = || stats.as_ref().map(StatsHandle::recorder);
+        let posted = PostedQueue::new(vm.clone(), &pio, &mmio, recorder());
         let buses = Buses {
             pio,
             mmio,
             posted: posted.clone(),
         };
-        let mut events = EventLoop::new(posted.clone(), counters())?;
+        let mut events = EventLoop::new(posted.clone(), recorder())?;
         watch_machine(&mut events, &queue)?;
         if let (Some((listener, file)), Some(stats)) = (control, &stats) {
             let control = Control::new(listener, file, stats.clone());

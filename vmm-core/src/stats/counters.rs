@@ -1,14 +1,16 @@
-//! The counters of one thread, or of one thing that several threads do in turn.
+//! What a thread counts by: the rows, and how they are found.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use devices::bus::{BusDevice, Region, Register};
 use devices::sync::lock;
+use quanta::Clock;
 
 use super::Times;
 use super::report::{Action, DevicePath, ExitRow, RegisterRow};
+use super::tally::{Tally, add};
 use crate::vcpu::ExitReason;
 
 /// How many registers of one device, path and direction are told apart. The guest chooses the addresses: the others
@@ -27,34 +29,46 @@ const PLACES_MAX: usize = 4096;
 /// Places that are found at once; a power of two.
 const RECENT: usize = 64;
 
-/// Counters that one thread adds to, and any may read. Nothing is allocated before something is counted.
-#[derive(Default)]
-pub struct Counters(Mutex<Tables>);
+/// Counts for one thread, or for several that take turns: what it adds, [`super::StatsHandle::snapshot`] reads on
+/// any thread. No lock is taken for what was counted before.
+pub struct Recorder {
+    tables: Arc<Mutex<Tables>>,
+    clock: Clock,
+    /// The places that came last, by a hash.
+    recent: Box<[Option<(Place, Known)>; RECENT]>,
+}
 
-impl Counters {
-    /// Adds one exit, which took `time` in user space. `access` is what it accessed, if it is an access.
-    pub fn exit(&self, reason: ExitReason, access: Option<Access<'_>>, time: Duration) {
-        let ns = nanos(time);
-        let mut tables = lock(&self.0);
+impl Recorder {
+    pub(super) fn new(tables: Arc<Mutex<Tables>>, clock: Clock) -> Self {
+        Self {
+            tables,
+            clock,
+            recent: Box::new([const { None }; RECENT]),
+        }
+    }
+
+    /// The time, for [`Recorder::exit`].
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        Moment(self.clock.raw())
+    }
+
+    /// Adds one exit, which has been in user space since `start`. `access` is what it accessed, if it is an access.
+    pub fn exit(&mut self, reason: ExitReason, access: Option<Access<'_>>, start: Moment) {
+        let ns = self.ns_since(start);
         match access {
             // The sum by reason follows from the rows.
-            Some(access) => {
-                let row = tables.row_of(&access);
-                tables.rows[row].times.record(ns);
-            }
-            None => tables.exits.entry(reason).or_default().record(ns),
+            Some(access) => self.row_of(&access).times.record(ns),
+            None => add_without_access(&self.tables, reason, ns),
         }
     }
 
     /// Adds one write that waited.
-    pub(crate) fn posted(&self, access: Access<'_>) {
-        let mut tables = lock(&self.0);
-        let row = tables.row_of(&access);
-        let posted = &mut tables.rows[row].posted;
-        *posted = posted.saturating_add(1);
+    pub(crate) fn posted(&mut self, access: Access<'_>) {
+        add(&self.row_of(&access).posted, 1);
     }
 
-    /// A row for events of `device` from `source`, for [`Counters::event`].
+    /// A row for events of `device` from `source`, for [`Recorder::event`].
     pub(crate) fn source(&self, device: &str, source: &str) -> EventSource {
         let name = Name {
             device: device.into(),
@@ -62,35 +76,45 @@ impl Counters {
             action: Action::Event,
             register: source.into(),
         };
-        EventSource(lock(&self.0).row_named(name))
+        EventSource(lock(&self.tables).row_named(name))
     }
 
-    /// Adds one event.
-    pub(crate) fn event(&self, source: EventSource, time: Duration) {
-        if let Some(row) = lock(&self.0).rows.get_mut(source.0) {
-            row.times.record(nanos(time));
-        }
+    /// Adds one event, which was served since `start`.
+    pub(crate) fn event(&self, source: &EventSource, start: Moment) {
+        source.0.times.record(self.ns_since(start));
     }
 
-    /// Adds what was counted here to `sums`.
-    pub(super) fn add_to(&self, sums: &mut Sums) {
-        let tables = lock(&self.0);
-        for (reason, times) in &tables.exits {
-            sums.exits.entry(*reason).or_default().merge(times);
+    fn ns_since(&self, start: Moment) -> u64 {
+        self.clock.delta_as_nanos(start.0, self.clock.raw())
+    }
+
+    fn row_of(&mut self, access: &Access<'_>) -> &Row {
+        let place = Place::of(access);
+        let tables = &self.tables;
+        let recent = &mut self.recent[place.slot()];
+        if recent.as_ref().is_none_or(|(there, _)| *there != place) {
+            *recent = None;
         }
-        for (name, index) in &tables.names {
-            let row = &tables.rows[*index];
-            if let Some(reason) = ExitReason::of_access(name.path, name.action)
-                && row.times.count() > 0
-            {
-                sums.exits.entry(reason).or_default().merge(&row.times);
-            }
-            let sum = sums.rows.entry(name.clone()).or_default();
-            sum.times.merge(&row.times);
-            sum.posted = sum.posted.saturating_add(row.posted);
-        }
+        let (_, known) = recent.get_or_insert_with(|| (place, known_of(tables, access, &place)));
+        &known.row
     }
 }
+
+/// Seldom, and so apart from what each exit does.
+#[cold]
+fn known_of(tables: &Mutex<Tables>, access: &Access<'_>, place: &Place) -> Known {
+    lock(tables).known_of(access, place)
+}
+
+/// As [`known_of`].
+#[cold]
+fn add_without_access(tables: &Mutex<Tables>, reason: ExitReason, ns: u64) {
+    lock(tables).exits.entry(reason).or_default().record(ns);
+}
+
+/// A reading of the clock that [`Recorder`] has.
+#[derive(Clone, Copy)]
+pub struct Moment(u64);
 
 /// One access of a guest, for the counters.
 pub struct Access<'a> {
@@ -105,17 +129,36 @@ pub struct Access<'a> {
 }
 
 /// One source of events.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct EventSource(usize);
+#[derive(Clone)]
+pub(crate) struct EventSource(Arc<Row>);
 
 /// What was counted, of all threads.
 #[derive(Default)]
 pub(super) struct Sums {
     exits: BTreeMap<ExitReason, Times>,
-    rows: BTreeMap<Name, Row>,
+    rows: BTreeMap<Name, (Times, u64)>,
 }
 
 impl Sums {
+    /// Adds what was counted by one.
+    pub(super) fn add(&mut self, tables: &Mutex<Tables>) {
+        let tables = lock(tables);
+        for (reason, tally) in &tables.exits {
+            self.exits.entry(*reason).or_default().merge(&tally.times());
+        }
+        for (name, row) in &tables.rows {
+            let times = row.times.times();
+            if let Some(reason) = ExitReason::of_access(name.path, name.action)
+                && times.count() > 0
+            {
+                self.exits.entry(reason).or_default().merge(&times);
+            }
+            let (sum, posted) = self.rows.entry(name.clone()).or_default();
+            sum.merge(&times);
+            *posted = posted.saturating_add(row.posted.load(Relaxed));
+        }
+    }
+
     pub(super) fn exits(&self) -> Vec<ExitRow> {
         let rows = self.exits.iter().map(|(reason, times)| ExitRow {
             reason: reason.name().to_string(),
@@ -127,16 +170,19 @@ impl Sums {
     }
 
     pub(super) fn registers(self) -> Vec<RegisterRow> {
-        let rows = self.rows.into_iter().map(|(name, row)| RegisterRow {
-            device: name.device,
-            path: name.path,
-            register: name.register,
-            action: name.action,
-            count: row.times.count(),
-            posted: row.posted,
-            user_space_ns: row.times.total_ns(),
-            times: row.times,
-        });
+        let rows = self
+            .rows
+            .into_iter()
+            .map(|(name, (times, posted))| RegisterRow {
+                device: name.device,
+                path: name.path,
+                register: name.register,
+                action: name.action,
+                count: times.count(),
+                posted,
+                user_space_ns: times.total_ns(),
+                times,
+            });
         rows.filter(|row| row.count > 0 || row.posted > 0).collect()
     }
 }
@@ -150,79 +196,91 @@ struct Name {
     register: String,
 }
 
+/// What is counted of one register or source. As with a [`Tally`], one thread adds at a time.
 #[derive(Default)]
 struct Row {
-    times: Times,
-    posted: u64,
+    times: Tally,
+    posted: AtomicU64,
 }
 
-/// A register as it is found on a bus: the device's address in memory, or 0, the way, and the offset.
-type Place = (usize, DevicePath, Action, u64);
+/// A register as it is found on a bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    /// The device's address in memory, or 0.
+    device: usize,
+    path: DevicePath,
+    action: Action,
+    /// From the start of the device's range; the address where there is none.
+    offset: u64,
+}
 
+impl Place {
+    fn of(access: &Access<'_>) -> Self {
+        Self {
+            device: access.accessed.map_or(0, |found| address_of(found.device)),
+            path: access.path,
+            action: access.action,
+            offset: access.accessed.map_or(access.address, |found| found.offset),
+        }
+    }
+
+    /// Where in [`Recorder::recent`] it is to be. Devices are apart by more than the lowest bits of their addresses.
+    fn slot(&self) -> usize {
+        let offset = usize::try_from(self.offset % RECENT as u64).unwrap_or(0);
+        let mmio = usize::from(self.path == DevicePath::Mmio);
+        let way = mmio * 2 + usize::from(self.action == Action::Write);
+        ((self.device >> 4) ^ (self.device >> 10) ^ offset ^ (way << 4)) % RECENT
+    }
+}
+
+/// The row of a place.
+#[derive(Clone)]
+struct Known {
+    row: Arc<Row>,
+    /// While it is held, the address in the [`Place`] is no other device's.
+    _device: Option<Weak<dyn BusDevice>>,
+}
+
+/// The rows of one [`Recorder`].
 #[derive(Default)]
-struct Tables {
-    exits: BTreeMap<ExitReason, Times>,
-    rows: Vec<Row>,
-    names: BTreeMap<Name, usize>,
+pub(super) struct Tables {
+    exits: BTreeMap<ExitReason, Tally>,
+    rows: BTreeMap<Name, Arc<Row>>,
     /// How many rows each device has on a path in a direction.
     registers: BTreeMap<(String, DevicePath, Action), usize>,
-    places: BTreeMap<Place, usize>,
-    /// Those that came last, by a hash. Empty before the first.
-    recent: Vec<Option<(Place, usize)>>,
-    /// As long as they are held, the addresses in `places` are those of no other device.
-    holders: BTreeMap<usize, Weak<dyn BusDevice>>,
+    places: BTreeMap<Place, Known>,
 }
 
 impl Tables {
-    fn row_of(&mut self, access: &Access<'_>) -> usize {
-        let device = access.accessed.map_or(0, |found| address_of(found.device));
-        let offset = access.accessed.map_or(access.address, |found| found.offset);
-        let place = (device, access.path, access.action, offset);
-        let slot = slot_of(&place);
-        if let Some(Some((recent, row))) = self.recent.get(slot)
-            && *recent == place
-        {
-            return *row;
+    fn known_of(&mut self, access: &Access<'_>, place: &Place) -> Known {
+        if let Some(known) = self.places.get(place) {
+            return known.clone();
         }
-        let row = match self.places.get(&place) {
-            Some(row) => *row,
-            None => {
-                let row = self.row_named(name_of(access, offset));
-                if self.places.len() >= PLACES_MAX {
-                    return row;
-                }
-                if let Some(found) = access.accessed {
-                    self.holders
-                        .entry(device)
-                        .or_insert_with(|| Arc::downgrade(found.device));
-                }
-                self.places.insert(place, row);
-                row
-            }
+        let known = Known {
+            row: self.row_named(name_of(access, place.offset)),
+            _device: access.accessed.map(|found| Arc::downgrade(found.device)),
         };
-        self.recent.resize(RECENT, None);
-        self.recent[slot] = Some((place, row));
-        row
+        if self.places.len() < PLACES_MAX {
+            self.places.insert(*place, known.clone());
+        }
+        known
     }
 
     /// The row of that name; that of the others where there are too many.
-    fn row_named(&mut self, mut name: Name) -> usize {
-        if let Some(row) = self.names.get(&name) {
-            return *row;
+    fn row_named(&mut self, mut name: Name) -> Arc<Row> {
+        if let Some(row) = self.rows.get(&name) {
+            return Arc::clone(row);
         }
         let group = (name.device.clone(), name.path, name.action);
         let count = self.registers.entry(group).or_default();
         if *count >= REGISTERS_MAX {
             name.register = OTHERS.to_string();
-            if let Some(row) = self.names.get(&name) {
-                return *row;
+            if let Some(row) = self.rows.get(&name) {
+                return Arc::clone(row);
             }
         }
         *count += 1;
-        self.rows.push(Row::default());
-        let row = self.rows.len() - 1;
-        self.names.insert(name, row);
-        row
+        Arc::clone(self.rows.entry(name).or_default())
     }
 }
 
@@ -251,23 +309,12 @@ fn address_of(device: &Arc<dyn BusDevice>) -> usize {
     Arc::as_ptr(device).cast::<()>() as usize
 }
 
-/// Where in [`Tables::recent`] a place is to be. Devices are apart by more than the lowest bits of their addresses.
-fn slot_of(place: &Place) -> usize {
-    let (device, path, action, offset) = *place;
-    let offset = usize::try_from(offset % RECENT as u64).unwrap_or(0);
-    let way = usize::from(path == DevicePath::Mmio) * 2 + usize::from(action == Action::Write);
-    ((device >> 4) ^ (device >> 10) ^ offset ^ (way << 4)) % RECENT
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::stats::{Report, StatsHandle};
     use devices::bus::{AccessError, Accessed, Bus};
+    use quanta::Mock;
 
     struct Device(&'static str, Region);
 
@@ -303,9 +350,32 @@ mod tests {
         }
     }
 
-    fn exit(counters: &Counters, reason: ExitReason, accessed: Option<&Accessed>, ns: u64) {
-        let access = access(reason, 0x80, accessed);
-        counters.exit(reason, Some(access), Duration::from_nanos(ns));
+    /// Counters whose clock is the test's.
+    struct Fixture {
+        stats: StatsHandle,
+        clock: Arc<Mock>,
+    }
+
+    impl Default for Fixture {
+        fn default() -> Self {
+            let (time, clock) = Clock::mock();
+            let stats = StatsHandle::with_clock(time);
+            Self { stats, clock }
+        }
+    }
+
+    impl Fixture {
+        fn exit(
+            &self,
+            recorder: &mut Recorder,
+            reason: ExitReason,
+            accessed: Option<&Accessed>,
+            ns: u64,
+        ) {
+            let start = recorder.now();
+            self.clock.increment(ns);
+            recorder.exit(reason, Some(access(reason, 0x80, accessed)), start);
+        }
     }
 
     fn rows(report: &Report) -> Vec<(&str, &str, Action, u64, u64)> {
@@ -320,18 +390,19 @@ mod tests {
     #[test]
     fn threads_add_up_by_reason_device_and_register() {
         use ExitReason::{Interrupted, IoIn, IoOut, MmioRead};
-        let stats = StatsHandle::default();
-        let (a, b) = (stats.counters(), stats.counters());
+        let f = Fixture::default();
+        let (mut a, mut b) = (f.stats.recorder(), f.stats.recorder());
         let com1 = [0, 5].map(|offset| found("com1", Region::Only, offset));
-        exit(&a, IoOut, Some(&com1[0]), 2);
-        exit(&a, IoIn, Some(&com1[1]), 3);
-        exit(&b, IoOut, Some(&com1[0]), 4);
-        exit(&b, MmioRead, None, 1);
-        b.exit(Interrupted, None, Duration::from_nanos(1));
-        let blk0 = a.source("blk0", "queue 0");
-        a.event(blk0, Duration::from_nanos(10));
+        f.exit(&mut a, IoOut, Some(&com1[0]), 2);
+        f.exit(&mut a, IoIn, Some(&com1[1]), 3);
+        f.exit(&mut b, IoOut, Some(&com1[0]), 4);
+        f.exit(&mut b, MmioRead, None, 1);
+        b.exit(Interrupted, None, b.now());
+        let (blk0, start) = (a.source("blk0", "queue 0"), a.now());
+        f.clock.increment(10u64);
+        a.event(&blk0, start);
         let idle = b.source("idle", "events");
-        let report = stats.snapshot();
+        let report = f.stats.snapshot();
         assert_eq!(
             rows(&report),
             [
@@ -350,14 +421,14 @@ mod tests {
             (2, 6, 4)
         );
         assert_eq!(report.total_exits(), 5);
-        b.event(idle, Duration::from_nanos(1));
-        assert_eq!(stats.snapshot().since(&report).devices.len(), 1);
+        b.event(&idle, b.now());
+        assert_eq!(f.stats.snapshot().since(&report).devices.len(), 1);
     }
 
     #[test]
     fn regions_have_names() {
-        let counters = StatsHandle::default();
-        let one = counters.counters();
+        let f = Fixture::default();
+        let mut recorder = f.stats.recorder();
         for (region, offset) in [
             (Region::Only, 0x3818),
             (Region::Part("bar2".into()), 0x10),
@@ -365,10 +436,10 @@ mod tests {
             (Region::Whole("config 00:02.0".into()), 0x8),
         ] {
             let found = found("nic", region, offset);
-            exit(&one, ExitReason::MmioRead, Some(&found), 1);
+            f.exit(&mut recorder, ExitReason::MmioRead, Some(&found), 1);
         }
         assert_eq!(
-            rows(&counters.snapshot()),
+            rows(&f.stats.snapshot()),
             [
                 ("nic", "config 00:02.0", Action::Read, 2, 2),
                 ("nic", "mmio+0x3818", Action::Read, 1, 1),
@@ -379,13 +450,13 @@ mod tests {
 
     #[test]
     fn posted_writes_are_no_exits() {
-        let stats = StatsHandle::default();
-        let counters = stats.counters();
+        let f = Fixture::default();
+        let mut recorder = f.stats.recorder();
         let data = found("com1", Region::Only, 0);
-        counters.posted(access(ExitReason::IoOut, 0x3f8, Some(&data)));
-        counters.posted(access(ExitReason::IoOut, 0x3f8, Some(&data)));
-        exit(&counters, ExitReason::IoOut, Some(&data), 5);
-        let report = stats.snapshot();
+        recorder.posted(access(ExitReason::IoOut, 0x3f8, Some(&data)));
+        recorder.posted(access(ExitReason::IoOut, 0x3f8, Some(&data)));
+        f.exit(&mut recorder, ExitReason::IoOut, Some(&data), 5);
+        let report = f.stats.snapshot();
         let row = &report.registers[0];
         assert_eq!((row.count, row.posted, row.user_space_ns), (1, 2, 5));
         assert_eq!(report.devices[0].posted, 2);
@@ -394,8 +465,8 @@ mod tests {
 
     #[test]
     fn registers_of_the_guests_choice_are_bounded() {
-        let stats = StatsHandle::default();
-        let counters = stats.counters();
+        let f = Fixture::default();
+        let mut recorder = f.stats.recorder();
         let device: Arc<dyn BusDevice> = Arc::new(Device("big", Region::Only));
         let last = PLACES_MAX as u64 + 100;
         for offset in (0..last).chain(0..10).chain(last - 10..last) {
@@ -403,30 +474,29 @@ mod tests {
                 device: Arc::clone(&device),
                 offset,
             };
-            exit(&counters, ExitReason::MmioWrite, Some(&found), 1);
+            f.exit(&mut recorder, ExitReason::MmioWrite, Some(&found), 1);
         }
-        let report = stats.snapshot();
+        let report = f.stats.snapshot();
         assert_eq!(report.registers.len(), REGISTERS_MAX + 1);
         let other = report.registers.iter().find(|row| row.register == "other");
         let others = last - REGISTERS_MAX as u64 + 10;
         assert_eq!(other.unwrap().count, others);
         assert_eq!(report.devices[0].writes, last + 20);
-        let tables = lock(&counters.0);
-        assert!(tables.places.len() <= PLACES_MAX && tables.holders.len() == 1);
+        assert!(lock(&recorder.tables).places.len() <= PLACES_MAX);
     }
 
     #[test]
     fn a_device_in_anothers_place_is_another() {
-        let stats = StatsHandle::default();
-        let counters = stats.counters();
+        let f = Fixture::default();
+        let mut recorder = f.stats.recorder();
         for name in ["old", "new", "newer"] {
             let bus = Bus::new("test");
             let device = Arc::new(Device(name, Region::Only));
             bus.insert(0x10, 8, device).unwrap();
             let found = bus.read(0x12, &mut [0]);
-            exit(&counters, ExitReason::IoIn, found.as_ref(), 1);
+            f.exit(&mut recorder, ExitReason::IoIn, found.as_ref(), 1);
         }
-        let report = stats.snapshot();
+        let report = f.stats.snapshot();
         let names: Vec<_> = rows(&report).iter().map(|row| row.0).collect();
         assert_eq!(names, ["new", "newer", "old"]);
     }

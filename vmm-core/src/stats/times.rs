@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 /// Longer times are counted as this long, so that a histogram stays small: a quarter of an hour in nanoseconds.
-const LONGEST_NS: u64 = 900_000_000_000;
+pub(super) const LONGEST_NS: u64 = 900_000_000_000;
 
 /// Significant decimal digits of a time in the histogram: percentiles are at most 1/16 too high.
 const DIGITS: u8 = 1;
@@ -19,6 +19,23 @@ pub struct Times {
 }
 
 impl Times {
+    /// What was counted elsewhere: `(time, how many)`.
+    pub(super) fn of_buckets(
+        total_ns: u64,
+        max_ns: u64,
+        buckets: impl IntoIterator<Item = (u64, u64)>,
+    ) -> Self {
+        let mut times = Self {
+            total_ns,
+            max_ns,
+            histogram: None,
+        };
+        for (ns, count) in buckets {
+            times.add(ns, count);
+        }
+        times
+    }
+
     /// Adds one time.
     pub fn record(&mut self, ns: u64) {
         self.total_ns = self.total_ns.saturating_add(ns);
@@ -131,15 +148,7 @@ impl From<Times> for Written {
 
 impl From<Written> for Times {
     fn from(written: Written) -> Self {
-        let mut times = Self {
-            total_ns: written.total_ns,
-            max_ns: written.max_ns,
-            histogram: None,
-        };
-        for (ns, count) in written.buckets {
-            times.add(ns, count);
-        }
-        times
+        Self::of_buckets(written.total_ns, written.max_ns, written.buckets)
     }
 }
 

@@ -8,7 +8,7 @@ use devices::posted::{PostedWrites, PostedZone};
 use devices::sync::lock;
 
 use crate::kvm::{KvmVm, WriteRing};
-use crate::stats::{Access, Action, Counters, DevicePath};
+use crate::stats::{Access, Action, DevicePath, Recorder};
 
 /// The VM's posted writes. See [`devices::posted`].
 pub struct PostedQueue {
@@ -17,28 +17,26 @@ pub struct PostedQueue {
     pio: Weak<Bus>,
     mmio: Weak<Bus>,
     ring: OnceLock<WriteRing>,
-    /// Held while writes are delivered: who comes second waits until they have had their effect.
-    delivering: Mutex<()>,
-    counters: Option<Arc<Counters>>,
+    /// Held while writes are delivered: who comes second waits until they have had their effect. Counts them.
+    delivering: Mutex<Option<Recorder>>,
 }
 
 impl PostedQueue {
     /// For a VM whose devices are on these buses. Nothing is delivered before [`PostedQueue::attach`]. What is
-    /// delivered is counted in `counters`.
+    /// delivered is counted in `recorder`.
     #[must_use]
     pub fn new(
         vm: KvmVm,
         pio: &Arc<Bus>,
         mmio: &Arc<Bus>,
-        counters: Option<Arc<Counters>>,
+        recorder: Option<Recorder>,
     ) -> Arc<Self> {
         Arc::new(Self {
             vm,
             pio: Arc::downgrade(pio),
             mmio: Arc::downgrade(mmio),
             ring: OnceLock::new(),
-            delivering: Mutex::new(()),
-            counters,
+            delivering: Mutex::new(recorder),
         })
     }
 
@@ -66,7 +64,7 @@ impl PostedWrites for PostedQueue {
         if ring.is_empty() {
             return 0;
         }
-        let _turn = lock(&self.delivering);
+        let mut recorder = lock(&self.delivering);
         // No more than waits now: other vCPUs may post as fast as this delivers.
         let waiting = ring.waiting();
         for _ in 0..waiting {
@@ -76,8 +74,8 @@ impl PostedWrites for PostedQueue {
             let bus = if write.pio { &self.pio } else { &self.mmio };
             if let Some(bus) = bus.upgrade() {
                 let accessed = bus.write(write.addr, write.data());
-                if let Some(counters) = &self.counters {
-                    counters.posted(Access {
+                if let Some(recorder) = recorder.as_mut() {
+                    recorder.posted(Access {
                         path: if write.pio {
                             DevicePath::Pio
                         } else {

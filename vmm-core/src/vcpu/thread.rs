@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use devices::recall::Recall;
 use devices::sync::{lock, wait, wait_while_for};
@@ -14,7 +14,7 @@ use vmm_sys_util::signal::Killable;
 
 use super::exit::{BusViews, Buses, Exit, Next, handle_exit};
 use crate::kvm::{KvmVcpu, kick_signal};
-use crate::stats::{Access, Counters, StatsHandle};
+use crate::stats::{Access, Recorder, StatsHandle};
 
 /// What the machine wants of all vCPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,7 +188,7 @@ impl VcpuThreads {
                 gate: Arc::clone(&this.gate),
                 buses: BusViews::new(buses),
                 on_stop: Arc::clone(on_stop),
-                counters: stats.map(StatsHandle::counters),
+                recorder: stats.map(StatsHandle::recorder),
             };
             let cpus = affinity.get(index as usize).cloned().unwrap_or_default();
             let thread = std::thread::Builder::new()
@@ -278,7 +278,7 @@ struct Runner {
     buses: BusViews,
     on_stop: StopSink,
     /// None while nothing is counted: reading the clock twice an exit is not free.
-    counters: Option<Arc<Counters>>,
+    recorder: Option<Recorder>,
 }
 
 impl Runner {
@@ -317,8 +317,8 @@ impl Runner {
                 Err(e) => return Next::Failed(e.to_string()),
             };
             unfinished_access = exit.is_access();
-            let next = match &self.counters {
-                Some(counters) => handle_counted(exit, &mut self.buses, counters),
+            let next = match &mut self.recorder {
+                Some(recorder) => handle_counted(exit, &mut self.buses, recorder),
                 None => handle_exit(exit, &mut self.buses).next,
             };
             if !matches!(next, Next::Run) {
@@ -329,16 +329,15 @@ impl Runner {
 }
 
 /// As [`handle_exit`], which is counted and whose time is taken.
-fn handle_counted(exit: Exit<'_>, buses: &mut BusViews, counters: &Counters) -> Next {
-    let (reason, address, start) = (exit.reason(), exit.address(), Instant::now());
+fn handle_counted(exit: Exit<'_>, buses: &mut BusViews, recorder: &mut Recorder) -> Next {
+    let (reason, address, start) = (exit.reason(), exit.address(), recorder.now());
     let handled = handle_exit(exit, buses);
-    let time = start.elapsed();
     let access = reason.access().map(|(path, action)| Access {
         path,
         action,
         address,
         accessed: handled.accessed,
     });
-    counters.exit(reason, access, time);
+    recorder.exit(reason, access, start);
     handled.next
 }
