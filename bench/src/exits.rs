@@ -68,6 +68,8 @@ pub struct ExitReport {
     pub seed: u64,
     /// See [`ExitOptions::rounds`].
     pub rounds: u32,
+    /// Where vCPUs were made to run, as in `0@2-3`; empty if anywhere.
+    pub pins: Vec<String>,
     /// By the name of the kind.
     pub results: BTreeMap<&'static str, ExitCost>,
 }
@@ -128,6 +130,11 @@ pub fn measure(
         notes: Vec::new(),
         seed: options.seed,
         rounds: options.rounds,
+        pins: options
+            .affinity
+            .iter()
+            .map(CpuAffinity::to_string)
+            .collect(),
         results: bench.results(),
     })
 }

@@ -39,6 +39,12 @@ impl Summary {
         })
     }
 
+    /// The median absolute deviation as a part of the median. One sample has none, nor has a median of 0.
+    #[must_use]
+    pub fn spread(&self) -> Option<f64> {
+        (self.samples > 1 && self.median != 0.0).then(|| self.mad / self.median.abs())
+    }
+
     /// Whether the samples differ so much that the median says little; see [`UNSTEADY`].
     #[must_use]
     pub fn is_unsteady(&self) -> bool {
@@ -86,7 +92,9 @@ mod tests {
             }
         );
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), Some(2.5));
-        assert_eq!(Summary::of(&[7.0]).unwrap().mad, 0.0);
+        assert_eq!(summary.spread(), Some(0.5));
+        let one = Summary::of(&[7.0]).unwrap();
+        assert_eq!((one.mad, one.spread()), (0.0, None));
     }
 
     #[test]

@@ -79,8 +79,8 @@ fn row(one: &Analysed<'_>) -> Vec<String> {
         or_none(one.rate.map(|it| rate(it.median, one.counts.unit()))),
         or_none(
             one.rate
-                .filter(|it| it.median > 0.0)
-                .map(|it| format!("±{}", percent(it.mad / it.median))),
+                .and_then(|it| it.spread())
+                .map(|spread| format!("±{}", percent(spread))),
         ),
         or_none(against.map(|it| times(1.0 - it.overhead))),
         or_none(one.latency.map(|it| time(it.p50))),

@@ -52,7 +52,7 @@ fn median(report: &Value, kind: &str) -> Result<f64> {
 }
 
 fn exits(ctx: &Ctx) -> Result<()> {
-    let (said, report) = measure(ctx, &["--rounds", "3", "--seed", "7"])?;
+    let (said, report) = measure(ctx, &["--rounds", "3", "--seed", "7", "--pin", "0@0"])?;
     for kind in KINDS {
         ensure!(median(&report, kind)? > 0.0, "{kind} costs nothing");
         let samples = &report["results"][kind]["samples_ns"];
@@ -70,6 +70,8 @@ fn exits(ctx: &Ctx) -> Result<()> {
         );
     }
     ensure!(said.contains("order by --seed 7"), "no seed");
+    ensure!(said.contains("vCPUs pinned: 0@0"), "no pins");
+    ensure!(report["pins"][0] == "0@0", "{}", report["pins"]);
     let module = report["environment"]["kvm_module"]
         .as_str()
         .context("no module")?;

@@ -83,6 +83,8 @@ pub enum FunctionError {
 pub struct DiskOnHost {
     /// Its disk, if the host has its driver on it.
     pub path: Option<PathBuf>,
+    /// Bytes that the disk has, if the host has its driver on it.
+    pub size_bytes: Option<u64>,
 }
 
 /// A virtual function of a network card.
@@ -173,8 +175,14 @@ fn find_below(root: &Path, devices: &[DeviceConfig]) -> Result<Functions, Functi
         let class = read(&folder.join("class"));
         let class = class.ok_or_else(|| FunctionError::Missing(address.clone()))?;
         if class.starts_with(CLASS_NVME) {
-            let path = disk_of(&folder);
-            if found.disk.replace(DiskOnHost { path }).is_some() {
+            let disk = disk_of(&folder);
+            let size_bytes = disk.as_deref().and_then(|name| size_of(root, name));
+            let path = disk.map(|name| Path::new("/dev").join(name));
+            if found
+                .disk
+                .replace(DiskOnHost { path, size_bytes })
+                .is_some()
+            {
                 return Err(FunctionError::Two("NVMe controllers".to_owned()));
             }
         } else if class.starts_with(CLASS_NETWORK) {
@@ -345,15 +353,24 @@ fn any_mac() -> String {
     format!("02:54:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
-/// The first namespace of an NVMe controller that has the host's driver.
-fn disk_of(folder: &Path) -> Option<PathBuf> {
+/// The first namespace of an NVMe controller that has the host's driver, as block devices are named.
+fn disk_of(folder: &Path) -> Option<String> {
     let controller = entry(&folder.join("nvme"))?;
     let disks = fs::read_dir(folder.join("nvme").join(&controller)).ok()?;
     let first = disks
         .flatten()
         .filter_map(|entry| namespace(&entry.file_name().to_string_lossy()))
         .min()?;
-    Some(Path::new("/dev").join(format!("nvme{}n{}", first.0, first.1)))
+    Some(format!("nvme{}n{}", first.0, first.1))
+}
+
+/// Bytes of a block device.
+fn size_of(root: &Path, name: &str) -> Option<u64> {
+    const SECTOR_BYTES: u64 = 512;
+    let sectors: u64 = read(&root.join("sys/class/block").join(name).join("size"))?
+        .parse()
+        .ok()?;
+    sectors.checked_mul(SECTOR_BYTES)
 }
 
 /// The numbers of `nvme0n1`, and those of `nvme0c2n1`: the kernel's name for the way to it by one of several controllers
@@ -433,6 +450,7 @@ mod tests {
         for name in ["nvme0c0n1", "nvme0c0n2", "hwmon1", "power"] {
             fs::create_dir_all(path(&function(DISK, &format!("nvme/nvme0/{name}")))).unwrap();
         }
+        put("sys/class/block/nvme0n1/size", "262144\n");
         put(&function("0000:03:00.0", "class"), "0x030000\n");
         root
     }
@@ -451,8 +469,11 @@ mod tests {
     #[test]
     fn a_disk_and_a_free_virtual_function() {
         let found = found(&["host=02:00.0", "pf=eth7"]).unwrap();
-        let path = found.disk.as_ref().unwrap().path.clone().unwrap();
-        assert_eq!(path, Path::new("/dev/nvme0n1"));
+        let disk = DiskOnHost {
+            path: Some("/dev/nvme0n1".into()),
+            size_bytes: Some(128 << 20),
+        };
+        assert_eq!(found.disk, Some(disk));
         assert_eq!(found.drivers(), ["nvme", "igbvf"]);
         let nic = found.nic.unwrap();
         assert_eq!((nic.address.as_str(), nic.on_host), (VFS[1], true));

@@ -274,12 +274,15 @@ fn throughput(one: &Analysed<'_>) -> Bar {
         "B/s" => rate(found.median, "B/s"),
         _ => si(found.median),
     };
-    let mad = percent(found.mad / found.median.max(f64::MIN_POSITIVE));
+    let spread = found.spread();
     Bar {
         label: label(one),
         segments: vec![(found.median, palette::of_path(one.variant.path))],
-        error: Some(found.mad),
-        text: format!("{figure} ±{mad}"),
+        error: spread.map(|_| found.mad),
+        text: match spread {
+            Some(spread) => format!("{figure} ±{}", percent(spread)),
+            None => figure,
+        },
         faint: found.is_unsteady(),
     }
 }

@@ -402,11 +402,7 @@ fn figures_row(one: &Analysed<'_>) -> Vec<String> {
         one.variant.name.clone(),
         one.variant.path.name().to_owned(),
         or_none(one.rate.map(|it| rate(it.median, one.counts.unit()))),
-        or_none(
-            one.rate
-                .filter(|it| it.median > 0.0)
-                .map(|it| percent(it.mad / it.median)),
-        ),
+        or_none(one.rate.and_then(|it| it.spread()).map(percent)),
         one.rates.len().to_string(),
         or_none(against.map(|it| format!("{}{}", percent(it.overhead), mark_of(it.verdict)))),
         or_none(against.and_then(|it| it.efficiency).map(percent)),

@@ -102,10 +102,13 @@ fn render(report: &ExitReport) -> String {
     for (name, cost) in results {
         match cost {
             Some(ExitCost::Measured { ns, operations, .. }) => {
-                let figures = [ns.median, ns.mad, ns.min, ns.max].map(|ns| format!("{ns:.0}"));
+                let [median, mad, min, max] =
+                    [ns.median, ns.mad, ns.min, ns.max].map(|ns| format!("{ns:.0}"));
+                // One sample has no spread.
+                let mad = ns.spread().map_or("-".to_owned(), |_| mad);
                 let unsteady = if ns.is_unsteady() { "unsteady" } else { "" };
                 let mut row = vec![name.to_owned()];
-                row.extend(figures);
+                row.extend([median, mad, min, max]);
                 row.push(operations.to_string());
                 row.push(unsteady.to_owned());
                 table.add_row(row);
@@ -147,6 +150,9 @@ fn about(report: &ExitReport) -> String {
             }
         ),
     ];
+    if !report.pins.is_empty() {
+        lines.push(format!("vCPUs pinned: {}", report.pins.join(", ")));
+    }
     lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
     lines.iter().map(|line| format!("{line}\n")).collect()
 }

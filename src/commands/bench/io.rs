@@ -12,7 +12,7 @@ use anyhow::Context;
 use bench::compare::{Comparison, compare};
 use bench::guest::machine::GuestMachine;
 use bench::host::files::{check_folder, default_folder};
-use bench::host::functions::{self, Functions};
+use bench::host::functions::{self, DiskOnHost, Functions};
 use bench::host::process::Interrupt;
 use bench::plan::{DiskFunction, NicFunction, PlanOptions, Variant};
 use bench::results::{BenchReport, Subject};
@@ -152,7 +152,7 @@ fn options(arguments: &IoArgs) -> anyhow::Result<IoOptions> {
     check_pins(&pins)?;
     let functions = functions::find(&arguments.device).map_err(UserError::new)?;
     check_devices(&functions.devices, arguments.memory.size_bytes).map_err(UserError::new)?;
-    let (disk_folder, disk_bytes, direct) = disks(arguments, &mut notes)?;
+    let (disk_folder, disk_bytes, direct) = disks(arguments, &functions, &mut notes)?;
     let program = std::env::current_exe().context("cannot find this program's file")?;
     File::options()
         .read(true)
@@ -276,7 +276,11 @@ fn check_pins(pins: &Pins) -> Result<(), UserError> {
 }
 
 /// The folder for the files of disks, their size, and whether they bypass the page cache.
-fn disks(arguments: &IoArgs, notes: &mut Vec<String>) -> Result<(PathBuf, u64, bool), UserError> {
+fn disks(
+    arguments: &IoArgs,
+    functions: &Functions,
+    notes: &mut Vec<String>,
+) -> Result<(PathBuf, u64, bool), UserError> {
     let size = match &arguments.disk_size {
         Some(size) => size.0,
         None if arguments.quick => QUICK_DISK_BYTES,
@@ -291,6 +295,7 @@ fn disks(arguments: &IoArgs, notes: &mut Vec<String>) -> Result<(PathBuf, u64, b
     if !arguments.subjects.contains(&Subject::Block) {
         return Ok((folder, size, false));
     }
+    check_disk_holds(functions, size)?;
     let can = check_folder(&folder, 2, size).map_err(UserError::new)?;
     match arguments.direct {
         Some(true) if !can => Err(UserError::from_text(format!(
@@ -309,6 +314,26 @@ fn disks(arguments: &IoArgs, notes: &mut Vec<String>) -> Result<(PathBuf, u64, b
             Ok((folder, size, can))
         }
     }
+}
+
+/// All disks are used alike: the one that is passed through must have as much as the files.
+fn check_disk_holds(functions: &Functions, size_bytes: u64) -> Result<(), UserError> {
+    let Some(DiskOnHost {
+        path: Some(path),
+        size_bytes: Some(has_bytes),
+    }) = &functions.disk
+    else {
+        return Ok(());
+    };
+    if *has_bytes >= size_bytes {
+        return Ok(());
+    }
+    Err(UserError::from_text(format!(
+        "{}, which is to be passed through, has {} MiB, and {} MiB of each disk are to be used: give a smaller --disk-size",
+        path.display(),
+        has_bytes >> 20,
+        size_bytes >> 20
+    )))
 }
 
 fn disk_function(
