@@ -22,7 +22,7 @@ pub enum Change {
     Missing,
     /// The old run has not measured it.
     New,
-    /// The new run could not measure it at all, and the old one could.
+    /// The new run could not measure it, or not to the end, and the old one could.
     Failed,
     /// It has the same name and another load.
     OtherLoad,
@@ -177,7 +177,7 @@ fn row(old: Option<&Analysed<'_>>, new: Option<&Analysed<'_>>, either: &Analysed
         (Some(old), Some(new)) if !same_load(&old.variant.spec.load, &new.variant.spec.load) => {
             Change::OtherLoad
         }
-        (Some(old), Some(new)) if old.rate.is_some() && new.rate.is_none() => Change::Failed,
+        (Some(old), Some(new)) if is_measured(old) && !is_measured(new) => Change::Failed,
         (Some(old), Some(new)) => Change::Rates(Verdict::of(&old.rates, &new.rates)),
         (None, _) => Change::New,
         (_, None) => Change::Missing,
@@ -189,6 +189,11 @@ fn row(old: Option<&Analysed<'_>>, new: Option<&Analysed<'_>>, either: &Analysed
         new: median(new),
         change,
     }
+}
+
+/// It has figures, and went on to the last round.
+fn is_measured(one: &Analysed<'_>) -> bool {
+    one.rate.is_some() && one.variant.failure.is_none()
 }
 
 /// Whether two loads do the same, wherever they find their file or peer.
@@ -264,14 +269,10 @@ fn differences(old: &BenchReport, new: &BenchReport) -> Vec<Difference> {
         "backends",
         a.backends.join("; "),
         b.backends.join("; "),
-        false,
+        true,
     );
-    add(
-        "pinned threads",
-        a.pins.join("; "),
-        b.pins.join("; "),
-        false,
-    );
+    add("pinned threads", a.pins.join("; "), b.pins.join("; "), true);
+    add("length of a measurement", length(old), length(new), true);
     let versions = (&old.environment.tripath, &new.environment.tripath);
     add(
         "version of tripath",
@@ -280,6 +281,17 @@ fn differences(old: &BenchReport, new: &BenchReport) -> Vec<Difference> {
         false,
     );
     found
+}
+
+/// That of all is the same.
+fn length(report: &BenchReport) -> String {
+    let first = report.variants.first();
+    first.map_or("unknown".to_owned(), |one| {
+        format!(
+            "{} ms after {} ms of warm-up",
+            one.spec.time_ms, one.spec.warm_up_ms
+        )
+    })
 }
 
 /// The lines that only the one and only the other has.
@@ -383,6 +395,30 @@ mod tests {
         variant(&mut new).samples.clear();
         assert_eq!(change_of(&old, &new, NAME), Change::Failed);
         assert!(compare(&old, &new).is_worse());
+        // In the middle of the run.
+        let mut new = old.clone();
+        variant(&mut new).samples.truncate(2);
+        variant(&mut new).failure = Some("the guest was lost".to_owned());
+        assert_eq!(change_of(&old, &new, NAME), Change::Failed);
+        assert_eq!(
+            change_of(&new, &new, NAME),
+            Change::Rates(Verdict::Undecided)
+        );
+    }
+
+    #[test]
+    fn another_length_is_warned_of() {
+        let old = synthetic::report();
+        let mut new = old.clone();
+        new.variants[0].spec.time_ms /= 5;
+        let comparison = compare(&old, &new);
+        let [only] = comparison.differences.as_slice() else {
+            panic!("{:?}", comparison.differences)
+        };
+        assert!(
+            only.warned && only.what == "length of a measurement",
+            "{only:?}"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::Serialize;
 use thiserror::Error;
 use vmm_core::config::CpuAffinity;
 use vmm_core::exit_cost::{ExitCostError, ExitKind, ExitMachine};
+use vmm_core::stats::StatsHandle;
 
 use crate::environment::Environment;
 use crate::rounds::Rounds;
@@ -31,6 +32,8 @@ pub struct ExitOptions {
     pub sample: Duration,
     /// Where the two vCPUs run; anywhere if it does not say.
     pub affinity: Vec<CpuAffinity>,
+    /// Whether exits are counted, as they are with `--stats`.
+    pub counted: bool,
 }
 
 /// The cost of one kind of exit.
@@ -104,7 +107,7 @@ pub fn measure(
 ) -> Result<ExitReport, ExitBenchError> {
     let mut bench = Bench {
         options,
-        machine: Some(ExitMachine::start(&options.affinity)?),
+        machine: Some(start(options)?),
         found: BTreeMap::new(),
     };
     for kind in ExitKind::ALL {
@@ -177,7 +180,7 @@ impl Bench<'_> {
         }
         let machine = match self.machine.take() {
             Some(machine) => machine,
-            None => ExitMachine::start(&self.options.affinity)?,
+            None => start(self.options)?,
         };
         match machine.measure(kind, count) {
             Ok(times) => {
@@ -207,6 +210,11 @@ impl Bench<'_> {
             .map(|(kind, found)| (kind.name(), cost(found)))
             .collect()
     }
+}
+
+fn start(options: &ExitOptions) -> Result<ExitMachine, ExitCostError> {
+    let stats = options.counted.then(StatsHandle::default);
+    ExitMachine::start_counted(&options.affinity, stats.as_ref())
 }
 
 /// How many operations of that cost take so long; at least as many as a trial.
@@ -242,6 +250,7 @@ mod tests {
             seed: 1,
             sample: Duration::from_millis(1),
             affinity: Vec::new(),
+            counted: false,
         };
         let bench = Bench {
             options: &options,

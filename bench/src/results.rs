@@ -30,6 +30,9 @@ pub struct BenchReport {
     pub rounds: u32,
     /// What is to be known about the numbers before they are used.
     pub notes: Vec<String>,
+    /// The user has ended it before all was measured.
+    #[serde(default)]
+    pub interrupted: bool,
     /// Median cost of one exit by kind in nanoseconds, with the names of `tripath bench exits`, taken just before.
     pub exit_cost_ns: BTreeMap<String, f64>,
     /// Everything that was measured.

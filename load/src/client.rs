@@ -21,6 +21,9 @@ pub const CALL: Duration = Duration::from_millis(100);
 /// How much longer than it is told a peer sends by itself.
 pub const OVERTIME: Duration = Duration::from_secs(10);
 
+/// Before it is asked again whether all has arrived.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+
 /// A control connection.
 pub struct Peer {
     lines: Lines<TcpStream>,
@@ -30,6 +33,7 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Connects to the peer's control address, once there is a way.
     pub fn connect(peer: SocketAddr) -> Result<Self, LoadError> {
         let name = format!("the peer at {peer}");
         let stream = connect(peer)?;
@@ -94,11 +98,15 @@ impl Peer {
     ) -> Result<Count, LoadError> {
         let mut count = self.counted(PeerRequest::Count)?;
         let mut changed = Instant::now();
+        let mut pause = FIRST_PAUSE;
         while !is_all(&count) && changed.elapsed() < patience {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(pause);
+            // Asking costs what is being measured.
+            pause = pause.saturating_mul(2).min(patience / 4);
             let now = self.counted(PeerRequest::Count)?;
             if now != count {
                 changed = Instant::now();
+                pause = FIRST_PAUSE;
             }
             count = now;
         }

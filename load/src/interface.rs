@@ -21,6 +21,7 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// The one with that name, in the caller's network namespace.
     pub fn named(name: &str) -> io::Result<Self> {
         // SAFETY: plain numbers and arrays of them, of which zeros are values.
         let mut request: libc::ifreq = unsafe { mem::zeroed() };

@@ -1,7 +1,10 @@
 //! Latencies between a histogram and the form in which they are told and kept.
 
+use std::io::Read;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use flate2::read::ZlibDecoder;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use thiserror::Error;
@@ -10,6 +13,12 @@ use crate::spec::Latency;
 
 /// The longest latency that is told from longer ones, in nanoseconds.
 pub const LONGEST_NS: u64 = 600_000_000_000;
+
+/// Of a histogram's serialized form: its kind, and the length of what follows.
+const HEAD_BYTES: usize = 8;
+
+/// More than a histogram of these bounds takes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Significant decimal digits of a latency.
 const DIGITS: u8 = 3;
@@ -63,14 +72,40 @@ impl Latency {
     /// The text in [`histogram`](Self::histogram) is not what [`Self::of`] makes.
     pub fn histogram(&self) -> Result<Histogram<u64>, LatencyError> {
         let bytes = STANDARD.decode(&self.histogram)?;
+        let inflated = inflate(&bytes)?;
         Deserializer::new()
-            .deserialize(&mut bytes.as_slice())
+            .deserialize(&mut inflated.as_slice())
             .map_err(|error| LatencyError::Histogram(error.to_string()))
     }
 }
 
+/// The histogram within the compressed form, which a guest may have made: the deserializer takes as much memory as
+/// either says it has, so it must have that.
+fn inflate(bytes: &[u8]) -> Result<Vec<u8>, LatencyError> {
+    let wrong = |text: &str| LatencyError::Histogram(text.to_owned());
+    let body = bytes.get(HEAD_BYTES..).ok_or(wrong("it is too short"))?;
+    let mut inflated = Vec::new();
+    ZlibDecoder::new(body)
+        .take(MAX_BYTES)
+        .read_to_end(&mut inflated)
+        .map_err(|error| wrong(&error.to_string()))?;
+    let length = inflated
+        .get(4..HEAD_BYTES)
+        .and_then(|it| it.try_into().ok());
+    let length = u32::from_be_bytes(length.ok_or(wrong("it is too short"))?);
+    if u64::from(length) > inflated.len() as u64 {
+        return Err(wrong("it is shorter than it says"));
+    }
+    Ok(inflated)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::ZlibEncoder;
+
     use super::*;
 
     fn some() -> Histogram<u64> {
@@ -122,5 +157,20 @@ mod tests {
             };
             assert!(broken.histogram().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_histogram_that_claims_to_be_huge_takes_no_memory() {
+        let mut head = 0x1c84_9303_u32.to_be_bytes().to_vec();
+        head.extend(u32::MAX.to_be_bytes());
+        head.extend([0; 64]);
+        let mut encoder = ZlibEncoder::new(vec![0; HEAD_BYTES], Compression::fast());
+        encoder.write_all(&head).unwrap();
+        let latency = Latency {
+            histogram: STANDARD.encode(encoder.finish().unwrap()),
+            ..Latency::of(&some()).unwrap()
+        };
+        let error = latency.histogram().unwrap_err().to_string();
+        assert!(error.ends_with("it is shorter than it says"), "{error}");
     }
 }

@@ -12,6 +12,7 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 pub struct Lines<R>(BufReader<R>);
 
 impl<R: Read> Lines<R> {
+    /// The lines of what `reader` reads.
     pub fn new(reader: R) -> Self {
         Self(BufReader::new(reader))
     }

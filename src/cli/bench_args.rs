@@ -26,7 +26,7 @@ Exit codes:
    0  measured; what could not be is in the table
    1  tripath or the host failed, nothing could be measured, or the run was interrupted
    2  a mistake in the options or in what they name; nothing was started
-  24  with --compare: something got slower";
+  24  with --compare: something got slower, or can no longer be measured";
 
 /// The options of `tripath bench`, and its other measurements.
 #[derive(Debug, Args)]

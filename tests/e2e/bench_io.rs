@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -31,6 +31,11 @@ pub fn tests() -> Vec<E2eTest> {
             .alone()
             .own_network()
             .limit(400),
+        test("bench::io_interrupted", io_interrupted)
+            .alone()
+            .own_network()
+            .limit(300),
+        test("bench::io_compared", io_compared).limit(300),
         test("bench::io_usage", io_usage),
         // Not in a network of its own, in which the igb is not.
         test("bench::io_passthrough", io_passthrough)
@@ -249,32 +254,91 @@ fn agrees_with_kvm(variant: &Value, sample: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Killed while the guest is there, and while the container is.
+/// Killed while the guest is there, with a disk or a network, and while the container is.
 fn io_killed(ctx: &Ctx) -> Result<()> {
-    for (only, mark) in [("virtio-net", "bench guest"), ("container", "--isolate")] {
-        let mut child = io_command(
-            ctx,
-            &["--subjects", "net", "--only", only, "--time", "600000"],
-        )?
-        .stderr(Stdio::piped())
-        .spawn()?;
-        // The one line that it says of each round, just before it begins.
-        let stderr = child.stderr.take().context("no standard error")?;
-        let mut lines = BufReader::new(stderr).lines();
-        ensure!(
-            lines.any(|line| line.is_ok_and(|line| line.contains("round 1 of"))),
-            "no round began"
-        );
-        let interface = |name: &str| name.starts_with("tripath");
-        host::wait_until("interface", || {
+    for (subject, only, marks) in [
+        ("net", "virtio-net", &["bench guest", "tripath"][..]),
+        ("net", "container", &["--isolate", "tripath"]),
+        ("block", "virtio-blk", &["bench guest"]),
+    ] {
+        let options = ["--subjects", subject, "--only", only, "--time", "600000"];
+        let mut child = io_command(ctx, &options)?.stderr(Stdio::piped()).spawn()?;
+        until_round(&mut child, 1)?;
+        host::wait_until("processes and interfaces", || {
             leftovers(ctx).is_ok_and(|left| {
-                left.iter().any(|one| interface(one)) && left.iter().any(|one| one.contains(mark))
+                marks
+                    .iter()
+                    .all(|mark| left.iter().any(|one| one.contains(mark)))
             })
         })?;
         child.kill()?;
         child.wait()?;
         nothing_is_left(ctx)?;
     }
+    Ok(())
+}
+
+/// Waits for the one line that is said of each round, just before it begins.
+fn until_round(child: &mut Child, round: u32) -> Result<()> {
+    let stderr = child.stderr.as_mut().context("no standard error")?;
+    let begins = format!("round {round} of");
+    let mut lines = BufReader::new(stderr).lines();
+    let found = lines.any(|line| line.is_ok_and(|line| line.contains(&begins)));
+    ensure!(found, "round {round} has not begun");
+    Ok(())
+}
+
+/// Ended by Ctrl-C: what was measured is told and written, and nothing stays.
+fn io_interrupted(ctx: &Ctx) -> Result<()> {
+    let json = ctx.path("interrupted.json");
+    let options = ["--subjects", "net,console", "--only", "virtio"];
+    let mut child = io_command(ctx, &options)?
+        .args(["--rounds", "50", "--time", "100", "--json"])
+        .arg(&json)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    until_round(&mut child, 2)?;
+    host::run("kill", &["-INT", &child.id().to_string()])?;
+    let ended = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&ended.stdout);
+    ensure!(ended.status.code() == Some(1), "{}", ended.status);
+    ensure!(said.contains("note: interrupted in round"), "{said}");
+    let report: Value = serde_json::from_slice(&fs::read(&json)?)?;
+    ensure!(report["interrupted"] == true, "{}", report["interrupted"]);
+    let variants = report["variants"].as_array().context("no variants")?;
+    for variant in variants {
+        let samples = variant["samples"].as_array().map(Vec::len);
+        ensure!(samples >= Some(1), "{}: {samples:?}", variant["name"]);
+    }
+    nothing_is_left(ctx)
+}
+
+/// Ten times as much was measured once, as an older report says.
+fn io_compared(ctx: &Ctx) -> Result<()> {
+    let options = ["--only", "console/write/virtio", "--time", "50"];
+    let options = [&options[..], &["--rounds", "4"]].concat();
+    let json = ctx.path("old.json");
+    let first = io_command(ctx, &options)?
+        .arg("--json")
+        .arg(&json)
+        .output()?;
+    ensure!(first.status.success(), "{}", first.status);
+    let mut old: Value = serde_json::from_slice(&fs::read(&json)?)?;
+    let samples = old["variants"][0]["samples"].as_array_mut();
+    for sample in samples.context("no samples")? {
+        let bytes = sample["load"]["bytes"].as_u64().context("no bytes")?;
+        sample["load"]["bytes"] = (bytes * 10).into();
+    }
+    fs::write(&json, old.to_string())?;
+    let second = io_command(ctx, &options)?
+        .arg("--compare")
+        .arg(&json)
+        .output()?;
+    let said = String::from_utf8_lossy(&second.stdout);
+    println!("{said}");
+    ensure!(second.status.code() == Some(24), "{}", second.status);
+    ensure!(said.contains("\n1 slower\n"), "{said}");
     Ok(())
 }
 

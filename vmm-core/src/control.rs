@@ -330,8 +330,8 @@ mod tests {
         let mut client = f.connect();
         assert_eq!(f.ask(&mut client, STATS), Answer::Stats(Report::default()));
         let recorder = f.stats.recorder();
-        let source = recorder.source("blk0", "queue 0");
-        recorder.event(&source, recorder.now());
+        let mut source = recorder.source("blk0", "queue 0");
+        recorder.event(&mut source, recorder.now());
         let Answer::Stats(report) = f.ask(&mut client, STATS) else {
             panic!("no stats")
         };
@@ -376,8 +376,8 @@ mod tests {
         let mut f = Fixture::new();
         let recorder = f.stats.recorder();
         for source in 0..256 {
-            let source = recorder.source("blk0", &format!("queue {source}"));
-            recorder.event(&source, recorder.now());
+            let mut source = recorder.source("blk0", &format!("queue {source}"));
+            recorder.event(&mut source, recorder.now());
         }
         let answer_bytes = line_of(&Answer::Stats(f.stats.snapshot())).len();
         let mut greedy = f.connect();
@@ -418,8 +418,8 @@ mod tests {
         let mut f = Fixture::new();
         let recorder = f.stats.recorder();
         for source in 0..200 {
-            let source = recorder.source("blk0", &format!("queue {source}"));
-            recorder.event(&source, recorder.now());
+            let mut source = recorder.source("blk0", &format!("queue {source}"));
+            recorder.event(&mut source, recorder.now());
         }
         let mut client = f.connect();
         const ASKED: usize = 60;

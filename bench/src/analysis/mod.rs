@@ -108,11 +108,16 @@ impl Work {
         }
     }
 
-    fn amount(self, sample: &Sample) -> f64 {
-        match self {
+    /// Of all samples.
+    fn amount(self, variant: &VariantResult) -> f64 {
+        let sends = matches!(variant.spec.load, Load::UdpSend { .. });
+        let of_sample = |sample: &Sample| match self {
+            // What was lost on the way was sent at the same cost.
+            Self::Operation if sends => sample.load.operations as f64 + sample.load.lost as f64,
             Self::Operation => sample.load.operations as f64,
             Self::Mebibyte => sample.load.bytes as f64 / STREAM_UNIT_BYTES,
-        }
+        };
+        variant.samples.iter().map(of_sample).sum()
     }
 }
 
@@ -364,7 +369,7 @@ fn alone(variant: &VariantResult) -> Analysed<'_> {
         bytes: Summary::of(&rates(Rate::Bytes)),
         latency: Percentiles::of(variant),
         lost: lost(&variant.samples, counts),
-        costs: costs(&variant.samples, work),
+        costs: costs(variant, work),
         against_direct: None,
         model: None,
     }
@@ -379,14 +384,14 @@ fn lost(samples: &[Sample], counts: Rate) -> Option<f64> {
     (arrived + lost > 0.0).then(|| lost / (arrived + lost))
 }
 
-fn costs(samples: &[Sample], work: Work) -> Option<Costs> {
-    let all: f64 = samples.iter().map(|sample| work.amount(sample)).sum();
+fn costs(variant: &VariantResult, work: Work) -> Option<Costs> {
+    let all = work.amount(variant);
     if all <= 0.0 {
         return None;
     }
     let mut costs = Costs::default();
     let mut guests = Vec::new();
-    for sample in samples {
+    for sample in &variant.samples {
         costs.time_ns += sample.load.elapsed_ns as f64 / all;
         costs.cpu.guest_ns += sample.cpu.guest_ns as f64 / all;
         costs.cpu.kernel_ns += sample.cpu.kernel_ns as f64 / all;
@@ -496,12 +501,7 @@ fn model(one: &Analysed<'_>, prices: &BTreeMap<String, f64>) -> Option<Model> {
     // Doorbells and posted writes stay in the kernel: port and MMIO exits by KVM's count that did not come to user space.
     let samples = one.variant.samples.iter();
     let guests: Vec<&GuestCost> = samples.filter_map(|sample| sample.guest.as_ref()).collect();
-    let amounts = one
-        .variant
-        .samples
-        .iter()
-        .map(|sample| one.work.amount(sample));
-    let all: f64 = amounts.sum();
+    let all = one.work.amount(one.variant);
     let by_kvm = |name: &str| -> f64 {
         let counts = guests.iter().filter_map(|guest| guest.kvm.get(name));
         counts.map(|count| *count as f64).sum::<f64>() / all

@@ -8,6 +8,9 @@ use vmm_core::stats::{DevicePath, RegisterRow, Report, StatsHandle};
 
 use crate::results::{AccessCount, CpuTime, GuestCost};
 
+/// KVM's counters that are told also when they have not moved: 0 says something.
+const TOLD: [&str; 2] = ["exits", "irq_injections"];
+
 /// Reads the counters. Any thread.
 pub struct Meter(Option<StatsHandle>);
 
@@ -51,7 +54,7 @@ impl Reading {
 fn cost_of(stats: Report) -> GuestCost {
     let exits = stats.exits.into_iter();
     let mut kvm = stats.kvm;
-    kvm.retain(|_, count| *count > 0);
+    kvm.retain(|name, count| *count > 0 || TOLD.contains(&name.as_str()));
     GuestCost {
         exits: exits.map(|row| (row.reason, row.count)).collect(),
         accesses: stats
@@ -85,12 +88,11 @@ fn cpu_time(before: &[ThreadTime], after: &[ThreadTime]) -> CpuTime {
     let mut user: BTreeMap<String, u64> = BTreeMap::new();
     for thread in after {
         let earlier = before.iter().find(|one| one.tid == thread.tid);
-        let since = |of: fn(&ThreadTime) -> u64| of(thread).saturating_sub(earlier.map_or(0, of));
-        time.guest_ns += since(|thread| thread.guest_ns);
-        time.kernel_ns += since(|thread| thread.kernel_ns);
-        let spent = since(|thread| thread.user_ns);
-        if spent > 0 {
-            *user.entry(thread.name.clone()).or_default() += spent;
+        let spent = thread.since(earlier);
+        time.guest_ns += spent.guest_ns;
+        time.kernel_ns += spent.kernel_ns;
+        if spent.user_ns > 0 {
+            *user.entry(thread.name.clone()).or_default() += spent.user_ns;
         }
     }
     time.user_ns = user;
@@ -100,15 +102,19 @@ fn cpu_time(before: &[ThreadTime], after: &[ThreadTime]) -> CpuTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmm_core::stats::cpu::Ticks;
 
-    fn thread(tid: u32, name: &str, times: [u64; 3]) -> ThreadTime {
-        let [guest_ns, user_ns, kernel_ns] = times;
+    /// As many nanoseconds as ticks.
+    fn thread(tid: u32, name: &str, [guest, user, kernel]: [u64; 3]) -> ThreadTime {
         ThreadTime {
             tid,
             name: name.to_owned(),
-            guest_ns,
-            user_ns,
-            kernel_ns,
+            exact_ns: Some(guest + user + kernel),
+            ticks: Ticks {
+                user,
+                guest,
+                kernel,
+            },
         }
     }
 

@@ -58,20 +58,18 @@ impl Drop for Veth {
 impl Session<'_> {
     pub(super) fn baseline_turn(&mut self, turn: &Turn) -> Result<(), IoBenchError> {
         let mut agents = Agents::default();
-        for place in 0..turn.indices.len() {
+        let result = (0..turn.indices.len()).try_for_each(|place| {
             self.sample(turn, place, &mut |session, variant, spec| {
                 session.baseline(&mut agents, turn, variant, spec)
-            })?;
-        }
+            })
+        });
         let had_nic = agents.nic.is_some();
         drop(agents);
         if had_nic && let Some(nic) = &self.options.functions.nic {
             wait_for_interface(nic);
-            let network = Network::of_process(std::process::id(), FUNCTION);
-            // If not, it goes by itself.
-            let _ = links::remove_address(&nic.pf_interface, network.host);
         }
-        Ok(())
+        self.leave_function();
+        result
     }
 
     fn baseline(
@@ -193,6 +191,15 @@ impl Session<'_> {
         match &self.options.functions.nic {
             Some(nic) => self.lease_on(nic, limit_of(spec) + LEASE),
             None => Ok(()),
+        }
+    }
+
+    /// The address on the physical function's interface goes.
+    pub(super) fn leave_function(&self) {
+        if let Some(nic) = &self.options.functions.nic {
+            let network = Network::of_process(std::process::id(), FUNCTION);
+            // There may be none; and if there is, it goes by itself.
+            let _ = links::remove_address(&nic.pf_interface, network.host);
         }
     }
 

@@ -37,40 +37,42 @@ impl From<GuestTrouble> for Trouble {
 
 impl Session<'_> {
     pub(super) fn guest_turn(&mut self, turn: &Turn) -> Result<(), IoBenchError> {
+        let result = self.in_guests(turn);
+        self.leave_function();
+        result
+    }
+
+    fn in_guests(&mut self, turn: &Turn) -> Result<(), IoBenchError> {
         let mut placed = None;
         let mut boots = 0;
         // Why there is no guest, once there is to be none.
         let mut reason = None;
         for place in 0..turn.indices.len() {
-            if placed.is_none() && reason.is_none() {
+            while placed.is_none() && reason.is_none() {
                 boots += 1;
                 self.tell(Event::Preparing("the guest"));
                 match self.boot() {
                     Ok(guest) => placed = Some(guest),
                     Err(Trouble::Interrupted) => return Err(IoBenchError::Interrupted),
-                    Err(Trouble::Failed(error)) => reason = Some(error),
+                    Err(trouble) => reason = self.why_no_more(turn, boots, trouble),
                 }
             }
             self.sample(turn, place, &mut |session, variant, spec| {
-                let mut alive = match (placed.take(), &reason) {
-                    (Some(alive), _) => alive,
-                    (None, reason) => {
-                        let text = reason.clone();
-                        return Err(Trouble::Failed(
-                            text.unwrap_or_else(|| "there is no guest".to_owned()),
-                        ));
-                    }
+                let Some(mut alive) = placed.take() else {
+                    return Err(reason
+                        .clone()
+                        .unwrap_or_else(|| failed("there is no guest")));
                 };
                 let measured = session.in_guest(&mut alive, variant, spec);
                 match measured {
-                    Err(Lost(Trouble::Failed(error), true)) => {
+                    Err(Lost(trouble, true)) => {
                         drop(alive);
                         if boots >= BOOTS {
-                            reason = Some(format!("the guest was lost {boots} times: {error}"));
+                            reason = session.why_no_more(turn, boots, trouble.clone());
                         }
-                        Err(Trouble::Failed(error))
+                        Err(trouble)
                     }
-                    Err(Lost(trouble, _)) => {
+                    Err(Lost(trouble, false)) => {
                         placed = Some(alive);
                         Err(trouble)
                     }
@@ -83,9 +85,27 @@ impl Session<'_> {
         }
         if let Some(alive) = placed {
             alive.guest.quit();
-            self.leave_function();
         }
         Ok(())
+    }
+
+    /// After a boot or a guest that failed: why there is no other in this turn, if there is to be none. What was not
+    /// measured for that has its turn in the next round, unless there never was a guest.
+    fn why_no_more(&mut self, turn: &Turn, boots: u32, trouble: Trouble) -> Option<Trouble> {
+        let Trouble::Failed(error) = trouble else {
+            return Some(trouble);
+        };
+        if self.report.guest.kernel.is_empty() {
+            return Some(Trouble::Failed(error));
+        }
+        if boots < BOOTS {
+            return None;
+        }
+        let round = turn.round + 1;
+        let text =
+            format!("round {round} has no guest any more: it was lost {boots} times: {error}");
+        self.note(text.clone());
+        Some(Trouble::NotNow(text))
     }
 
     fn boot(&mut self) -> Result<Placed, Trouble> {
@@ -205,15 +225,6 @@ impl Session<'_> {
                 let lost = matches!(trouble, GuestTrouble::Lost(_));
                 Err(Lost(trouble.into(), lost))
             }
-        }
-    }
-
-    /// The address on the physical function's interface goes.
-    fn leave_function(&self) {
-        if let Some(nic) = &self.options.functions.nic {
-            let network = Network::of_process(std::process::id(), FUNCTION);
-            // There may be none; and if there is, it goes by itself.
-            let _ = links::remove_address(&nic.pf_interface, network.host);
         }
     }
 }

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 use boottest::guest::{GuestCommand, GuestPlan, ModuleSource, Rootfs, prepare};
 use thiserror::Error;
 use tripath_load::spec::{Load, LoadSpec};
+use vmm_core::config::CpuAffinity;
+use vmm_core::exit_cost::CPUS;
 
 use crate::environment::Environment;
 use crate::exits::{ExitCost, ExitOptions, measure as measure_exits};
@@ -51,6 +53,18 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// The guest of [`measure_exits`] has two vCPUs.
+    fn of_exit_guest(&self) -> Vec<CpuAffinity> {
+        if self.vcpu.is_empty() {
+            return Vec::new();
+        }
+        let pin = |vcpu| CpuAffinity {
+            vcpu,
+            host_cpus: self.vcpu.clone(),
+        };
+        (0..CPUS).map(pin).collect()
+    }
+
     /// Those that say something, as in `vcpu=2+3`.
     fn written(&self) -> Vec<String> {
         [("vcpu", &self.vcpu), ("io", &self.io), ("load", &self.load)]
@@ -184,7 +198,7 @@ pub fn check(options: &IoOptions) -> Result<Vec<Variant>, IoBenchError> {
     Ok(variants)
 }
 
-/// Measures all rounds.
+/// Measures all rounds. If the user ends it in between, what was measured is in the report, and so is that.
 ///
 /// # Errors
 /// [`IoBenchError`]; what goes wrong with one variant is in the report.
@@ -217,7 +231,12 @@ pub fn measure(
                 indices,
                 seeds,
             };
-            session.take_turn(turn)?;
+            match session.take_turn(turn) {
+                Err(IoBenchError::Interrupted) if session.has_samples() => {
+                    return Ok(session.into_interrupted(round));
+                }
+                result => result?,
+            }
         }
         longest = longest.max(before.elapsed());
     }
@@ -235,9 +254,12 @@ struct Turn {
 }
 
 /// Why a variant was not measured.
+#[derive(Clone)]
 enum Trouble {
     /// It cannot be; the others can.
     Failed(String),
+    /// It has its turn in the next round.
+    NotNow(String),
     /// All is to end.
     Interrupted,
 }
@@ -275,6 +297,8 @@ struct Session<'a> {
     files: BTreeMap<Target, BackingFile>,
     group: Option<ControlGroup>,
     loopback: Option<Peer>,
+    /// Variants that had no turn in some round, and why.
+    passed_over: BTreeMap<usize, String>,
     done: u64,
     /// When preparations began, and the rounds.
     started: Instant,
@@ -305,6 +329,7 @@ impl<'a> Session<'a> {
             seed: options.seed,
             rounds: options.rounds,
             notes: options.notes.clone(),
+            interrupted: false,
             exit_cost_ns: BTreeMap::new(),
             variants: variants.iter().map(|one| one.result.clone()).collect(),
         };
@@ -318,6 +343,7 @@ impl<'a> Session<'a> {
             files: BTreeMap::new(),
             group: None,
             loopback: None,
+            passed_over: BTreeMap::new(),
             done: 0,
             started: Instant::now(),
             begun: Instant::now(),
@@ -349,10 +375,7 @@ impl<'a> Session<'a> {
 
     /// Whether a round that takes so long would not end in time.
     fn is_late(&self, round: Duration) -> bool {
-        let budget = self.options.budget;
-        // No round takes exactly as long as another.
-        let round = round + round / 4;
-        budget.is_some_and(|budget| self.started.elapsed() + round > budget)
+        is_late(self.options.budget, self.started.elapsed(), round)
     }
 
     /// There are no more than so many rounds.
@@ -375,7 +398,8 @@ impl<'a> Session<'a> {
             rounds: EXIT_ROUNDS,
             seed: self.options.seed,
             sample: EXIT_SAMPLE,
-            affinity: Vec::new(),
+            affinity: self.options.pins.of_exit_guest(),
+            counted: true,
         };
         match measure_exits(&options, &mut |_, _| {}) {
             Ok(report) => {
@@ -496,6 +520,10 @@ impl<'a> Session<'a> {
                 self.tell(Event::Failed(&name, error));
                 Ok(())
             }
+            Err(Trouble::NotNow(reason)) => {
+                self.passed_over.insert(index, reason);
+                Ok(())
+            }
             Err(Trouble::Interrupted) => Err(IoBenchError::Interrupted),
         }
     }
@@ -522,9 +550,36 @@ impl<'a> Session<'a> {
         Ok(Peer::start(&self.program, address, cpus, self.interrupt)?)
     }
 
-    fn into_report(self) -> BenchReport {
+    fn has_samples(&self) -> bool {
+        let mut variants = self.report.variants.iter();
+        variants.any(|one| !one.samples.is_empty())
+    }
+
+    fn into_interrupted(mut self, round: u32) -> BenchReport {
+        let wanted = self.options.rounds;
+        self.note(format!("interrupted in round {} of {wanted}", round + 1));
+        self.report.rounds = round + 1;
+        self.report.interrupted = true;
+        self.into_report()
+    }
+
+    /// What was passed over in each round has failed.
+    fn into_report(mut self) -> BenchReport {
+        for (index, reason) in self.passed_over {
+            let variant = &mut self.report.variants[index];
+            if variant.samples.is_empty() {
+                variant.failure.get_or_insert(reason);
+            }
+        }
         self.report
     }
+}
+
+/// Whether, after `spent`, a round that takes as long as the longest so far would not end within `budget`.
+fn is_late(budget: Option<Duration>, spent: Duration, longest: Duration) -> bool {
+    // No round takes exactly as long as another.
+    let round = longest + longest / 4;
+    budget.is_some_and(|budget| spent + round > budget)
 }
 
 /// What the guest is to have.
@@ -600,4 +655,32 @@ fn backends(options: &IoOptions, variants: &[Variant]) -> Vec<String> {
         lines.push("consoles: what is written is thrown away".to_owned());
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_round_begins_that_would_not_end_in_time() {
+        let seconds = Duration::from_secs;
+        let budget = Some(seconds(110));
+        assert!(!is_late(budget, seconds(60), seconds(40)));
+        assert!(is_late(budget, seconds(61), seconds(40)));
+        assert!(!is_late(None, seconds(1000), seconds(40)));
+    }
+
+    #[test]
+    fn pins_are_written_and_are_those_of_both_vcpus_of_the_exit_guest() {
+        let pins = Pins {
+            vcpu: vec![2, 3],
+            io: Vec::new(),
+            load: vec![0],
+        };
+        assert_eq!(pins.written(), ["vcpu=2+3", "load=0"]);
+        let exit_guest = pins.of_exit_guest();
+        assert_eq!(exit_guest.len(), 2);
+        assert!(exit_guest.iter().all(|one| one.host_cpus == [2, 3]));
+        assert!(Pins::default().of_exit_guest().is_empty());
+    }
 }

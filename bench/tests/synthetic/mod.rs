@@ -231,6 +231,7 @@ pub fn report_of(latencies: u32) -> BenchReport {
         seed: 4711,
         rounds: ROUNDS,
         notes: vec!["these figures are made up".to_owned()],
+        interrupted: false,
         exit_cost_ns: [
             ("pio-read", 2_950.0),
             ("pio-write", 2_810.0),

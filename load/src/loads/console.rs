@@ -19,6 +19,7 @@ pub struct Console {
 }
 
 impl Console {
+    /// Opens a [`tripath_load::spec::Load::Console`].
     pub fn open(path: &Path) -> Result<Self, LoadError> {
         Ok(Self {
             terminal: terminal::open(path)?,

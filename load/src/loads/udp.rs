@@ -59,6 +59,7 @@ pub struct RoundTrip {
 }
 
 impl RoundTrip {
+    /// Opens a [`tripath_load::spec::Load::UdpRoundTrip`].
     pub fn open(peer: SocketAddr, size: u32) -> Result<Self, LoadError> {
         let link = Link::open(peer, size, |port, _| Flow::UdpEcho { port })?;
         link.socket
@@ -133,6 +134,7 @@ pub struct Sender {
 }
 
 impl Sender {
+    /// Opens a [`tripath_load::spec::Load::UdpSend`].
     pub fn open(peer: SocketAddr, size: u32) -> Result<Self, LoadError> {
         let link = Link::open(peer, size, |port, _| Flow::UdpSink { port })?;
         let batch = Batch::to_send(random_bytes(2, link.size));
@@ -178,6 +180,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    /// Opens a [`tripath_load::spec::Load::UdpReceive`].
     pub fn open(peer: SocketAddr, size: u32) -> Result<Self, LoadError> {
         let link = Link::open(peer, size, |port, size_bytes| Flow::UdpSource {
             port,
@@ -202,7 +205,7 @@ impl Work for Receiver {
         self.link.peer.start(time + OVERTIME)?;
         let asked = Instant::now();
         // The time begins with the first that come.
-        let mut all = loop {
+        let first = loop {
             match self.receive()? {
                 Some((count, _)) => break count,
                 None if asked.elapsed() > FIRST => {
@@ -220,14 +223,16 @@ impl Work for Receiver {
             }
         }
         outcome.elapsed = start.elapsed();
-        all += outcome.operations;
         let sent = self.link.peer.stop()?.datagrams;
-        while all < sent
-            && let Some((count, _)) = self.receive()?
+        // With what was still under way at the end: it costs something, too.
+        while first + outcome.operations < sent
+            && let Some((count, bytes)) = self.receive()?
         {
-            all += count;
+            outcome.operations += count;
+            outcome.bytes += bytes;
+            outcome.elapsed = start.elapsed();
         }
-        outcome.lost = sent.saturating_sub(all);
+        outcome.lost = sent.saturating_sub(first + outcome.operations);
         Ok(outcome)
     }
 }

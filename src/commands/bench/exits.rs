@@ -32,6 +32,7 @@ pub fn run(arguments: BenchExitsArgs) -> anyhow::Result<Exit> {
         seed: arguments.seed.unwrap_or_else(any_seed),
         sample: SAMPLE,
         affinity: arguments.pin,
+        counted: false,
     };
     let mut progress = Progress::default();
     let mut report = measure(&options, &mut |done, all| progress.show(done, all))?;

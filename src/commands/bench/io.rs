@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bench::compare::{Comparison, compare};
+use bench::environment::Environment;
 use bench::guest::machine::GuestMachine;
 use bench::host::files::{check_folder, default_folder};
 use bench::host::functions::{self, DiskOnHost, Functions};
 use bench::host::process::Interrupt;
-use bench::plan::{DiskFunction, NicFunction, PlanOptions, Variant};
-use bench::results::{BenchReport, Subject};
+use bench::plan::{DiskFunction, NicFunction, PlanOptions, plan};
+use bench::results::{BenchReport, Subject, VERSION};
 use bench::rounds::any_seed;
 use bench::run::{CommandMaker, IoBenchError, IoOptions, Pins, check, measure};
 use bench::{report, text};
@@ -23,7 +24,7 @@ use devices::vfio::host::Host;
 use devices::vfio::host::hold::{Hold, hold};
 use devices::vfio::host::state::StateFolder;
 use rustix::system::uname;
-use rustix::thread::{CapabilitySet, capabilities};
+use rustix::thread::{CapabilitySet, CpuSet, capabilities, sched_getaffinity};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vmm_core::config::CpuAffinity;
 use vmm_core::machine::{check_affinity, check_devices};
@@ -55,13 +56,13 @@ const WARM_UP_PART: u64 = 4;
 /// # Errors
 /// [`UserError`] for the user's mistakes; anything else is our failure.
 pub fn run(arguments: &IoArgs) -> anyhow::Result<Exit> {
-    check_build(arguments.force || arguments.list)?;
+    if arguments.list {
+        return list(arguments);
+    }
+    check_build(arguments.force)?;
     let old = arguments.compare.as_deref().map(read_report).transpose()?;
     let mut options = self::options(arguments)?;
-    let variants = check(&options).map_err(mistake)?;
-    if arguments.list {
-        return list(&variants);
-    }
+    check(&options).map_err(mistake)?;
     for path in arguments.json.iter().chain(&arguments.html) {
         check_writable(path)?;
     }
@@ -77,9 +78,14 @@ pub fn run(arguments: &IoArgs) -> anyhow::Result<Exit> {
     });
     progress.finish();
     let report = measured.map_err(mistake)?;
-    write(arguments, &report)?;
+    let old = old.filter(|_| !report.interrupted);
     let comparison = old.map(|old| compare(&old, &report));
+    // If it cannot be written, it has been seen.
     show(&report, comparison.as_ref());
+    write(arguments, &report)?;
+    if report.interrupted {
+        return Err(IoBenchError::Interrupted.into());
+    }
     Ok(exit_of(&report, comparison.as_ref()))
 }
 
@@ -116,7 +122,13 @@ fn exit_of(report: &BenchReport, comparison: Option<&Comparison>) -> Exit {
     }
 }
 
-fn list(variants: &[Variant]) -> anyhow::Result<Exit> {
+fn list(arguments: &IoArgs) -> anyhow::Result<Exit> {
+    let functions = functions::find(&arguments.device).map_err(UserError::new)?;
+    let plan_options = plan_options(arguments, &functions, disk_bytes(arguments)?, false);
+    let variants = plan(&plan_options);
+    if variants.is_empty() {
+        return Err(mistake(IoBenchError::Nothing));
+    }
     let mut output = io::stdout().lock();
     for variant in variants {
         writeln!(output, "{}", variant.result.name)?;
@@ -129,57 +141,38 @@ fn read_report(path: &Path) -> Result<BenchReport, UserError> {
         UserError::from_text(format!("--compare {}: {error}", path.display()))
     };
     let text = fs::read(path).map_err(|error| cannot(&error))?;
-    serde_json::from_slice(&text)
-        .map_err(|error| cannot(&format!("not what --json has written: {error}")))
+    let report: BenchReport = serde_json::from_slice(&text)
+        .map_err(|error| cannot(&format!("not what --json has written: {error}")))?;
+    if report.version != VERSION {
+        return Err(cannot(&format!(
+            "its form is version {}, this program's is {VERSION}: measure again",
+            report.version
+        )));
+    }
+    Ok(report)
 }
 
 /// Everything that can be wrong is said here.
 fn options(arguments: &IoArgs) -> anyhow::Result<IoOptions> {
-    let has = |subject| arguments.subjects.contains(&subject);
-    let mut notes: Vec<String> = doctor::software_kvm().into_iter().collect();
     let kernel = kernel(arguments.kernel.as_deref())?;
-    if has(Subject::Net) && !may(CapabilitySet::NET_ADMIN) {
+    let has_nets = arguments.subjects.contains(&Subject::Net);
+    if has_nets && !may(CapabilitySet::NET_ADMIN) {
         return Err(UserError::from_text(
             "networks are made by root only (CAP_NET_ADMIN): run as root, or give --subjects block,console",
         )
         .into());
     }
-    let containers = may(CapabilitySet::SYS_ADMIN);
-    if !containers {
-        notes.push("there is no container: only root may make one (CAP_SYS_ADMIN)".to_owned());
-    }
     let pins = arguments.pin.clone().unwrap_or_default();
     check_pins(&pins)?;
     let functions = functions::find(&arguments.device).map_err(UserError::new)?;
     check_devices(&functions.devices, arguments.memory.size_bytes).map_err(UserError::new)?;
-    let (disk_folder, disk_bytes, direct) = disks(arguments, &functions, &mut notes)?;
+    let disk_bytes = disk_bytes(arguments)?;
+    let (disk_folder, can_be_direct) = disks(arguments, &functions, disk_bytes)?;
+    let direct = arguments.direct.unwrap_or(can_be_direct);
+    check_kvm()?;
+    let plan = plan_options(arguments, &functions, disk_bytes, direct);
+    let notes = notes(arguments, &functions, &plan, can_be_direct);
     let program = std::env::current_exe().context("cannot find this program's file")?;
-    File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map_err(|error| {
-            UserError::from_text(format!("/dev/kvm: {error}: see 'tripath doctor'"))
-        })?;
-    let quick = arguments.quick;
-    let time_ms = arguments
-        .time
-        .unwrap_or(if quick { QUICK_TIME_MS } else { TIME_MS });
-    let plan = PlanOptions {
-        subjects: arguments.subjects.clone(),
-        quick,
-        only: arguments.only.clone(),
-        warm_up_ms: time_ms / WARM_UP_PART,
-        time_ms,
-        span_bytes: disk_bytes,
-        file_direct: direct,
-        containers,
-        disk: disk_function(&functions, arguments.overwrite, &mut notes),
-        nic: functions.nic.as_ref().map(|nic| NicFunction {
-            driver: nic.driver.to_owned(),
-            on_host: nic.on_host,
-        }),
-    };
     let again = |command: &'static str| -> CommandMaker {
         let program = program.clone();
         Box::new(move || {
@@ -188,18 +181,22 @@ fn options(arguments: &IoArgs) -> anyhow::Result<IoOptions> {
             again
         })
     };
+    let quick_rounds = arguments.quick && arguments.rounds.is_none();
+    let rounds = if arguments.quick {
+        QUICK_ROUNDS
+    } else {
+        ROUNDS
+    };
     Ok(IoOptions {
         plan,
-        rounds: arguments
-            .rounds
-            .unwrap_or(if quick { QUICK_ROUNDS } else { ROUNDS }),
+        rounds: arguments.rounds.unwrap_or(rounds),
         // Who asks for rounds gets them.
-        budget: (quick && arguments.rounds.is_none()).then_some(QUICK_BUDGET),
+        budget: quick_rounds.then_some(QUICK_BUDGET),
         seed: arguments.seed.unwrap_or_else(any_seed),
         guest: GuestMachine {
             kernel,
             cpus: arguments.cpus,
-            vcpu_cpus: pins.vcpu.clone(),
+            vcpu_cpus: vcpu_cpus(&pins).context("cannot ask for our CPUs")?,
             memory: arguments.memory.clone(),
             direct,
             devices: functions.devices.clone(),
@@ -217,6 +214,88 @@ fn options(arguments: &IoArgs) -> anyhow::Result<IoOptions> {
         worker: again("guest"),
         janitor: again("janitor"),
     })
+}
+
+fn plan_options(
+    arguments: &IoArgs,
+    functions: &Functions,
+    disk_bytes: u64,
+    direct: bool,
+) -> PlanOptions {
+    let default_ms = if arguments.quick {
+        QUICK_TIME_MS
+    } else {
+        TIME_MS
+    };
+    let time_ms = arguments.time.unwrap_or(default_ms);
+    PlanOptions {
+        subjects: arguments.subjects.clone(),
+        quick: arguments.quick,
+        only: arguments.only.clone(),
+        warm_up_ms: time_ms / WARM_UP_PART,
+        time_ms,
+        span_bytes: disk_bytes,
+        file_direct: direct,
+        containers: may(CapabilitySet::SYS_ADMIN),
+        disk: functions.disk.as_ref().map(|disk| DiskFunction {
+            host_path: disk.path.clone(),
+            overwrite: arguments.overwrite,
+        }),
+        nic: functions.nic.as_ref().map(|nic| NicFunction {
+            driver: nic.driver.to_owned(),
+            on_host: nic.on_host,
+        }),
+    }
+}
+
+/// What is to be known about the numbers beforehand.
+fn notes(
+    arguments: &IoArgs,
+    functions: &Functions,
+    plan: &PlanOptions,
+    can_be_direct: bool,
+) -> Vec<String> {
+    let mut notes: Vec<String> = doctor::software_kvm().into_iter().collect();
+    let mut add = |text: &str| notes.push(text.to_owned());
+    if !plan.containers {
+        add("there is no container: only root may make one (CAP_SYS_ADMIN)");
+    }
+    if arguments.subjects.contains(&Subject::Block) && arguments.direct.is_none() && !can_be_direct
+    {
+        add("the files of disks do not bypass the host's page cache: their file system cannot");
+    }
+    if let Some(disk) = &functions.disk {
+        if !arguments.overwrite {
+            add("the passed through disk is only read: --overwrite lets loads write to it");
+        }
+        if disk.path.is_none() {
+            add("the passed through disk has no baseline: the host has no driver on it");
+        }
+    }
+    if Environment::of_host().delivers_interrupts_itself() {
+        add(
+            "the processor delivers interrupts by itself (APICv, AVIC): KVM's count of them, and so irq/op, is of the others \
+             only",
+        );
+    }
+    notes
+}
+
+fn check_kvm() -> Result<(), UserError> {
+    let opened = File::options().read(true).write(true).open("/dev/kvm");
+    opened
+        .map(drop)
+        .map_err(|error| UserError::from_text(format!("/dev/kvm: {error}: see 'tripath doctor'")))
+}
+
+/// A thread has the CPUs of the one that has started it: where only `io` is given, vCPUs are told that theirs are all.
+fn vcpu_cpus(pins: &Pins) -> io::Result<Vec<u32>> {
+    if !pins.vcpu.is_empty() || pins.io.is_empty() {
+        return Ok(pins.vcpu.clone());
+    }
+    let ours = sched_getaffinity(None)?;
+    let all = 0..u32::try_from(CpuSet::MAX_CPU).unwrap_or(u32::MAX);
+    Ok(all.filter(|cpu| ours.is_set(*cpu as usize)).collect())
 }
 
 fn may(capability: CapabilitySet) -> bool {
@@ -275,12 +354,8 @@ fn check_pins(pins: &Pins) -> Result<(), UserError> {
     Ok(())
 }
 
-/// The folder for the files of disks, their size, and whether they bypass the page cache.
-fn disks(
-    arguments: &IoArgs,
-    functions: &Functions,
-    notes: &mut Vec<String>,
-) -> Result<(PathBuf, u64, bool), UserError> {
+/// The size of each disk.
+fn disk_bytes(arguments: &IoArgs) -> Result<u64, UserError> {
     let size = match &arguments.disk_size {
         Some(size) => size.0,
         None if arguments.quick => QUICK_DISK_BYTES,
@@ -291,29 +366,29 @@ fn disks(
             "--disk-size {size}: write a multiple of 1M"
         )));
     }
+    Ok(size)
+}
+
+/// The folder for the files of disks, and whether they can bypass the page cache there.
+fn disks(
+    arguments: &IoArgs,
+    functions: &Functions,
+    disk_bytes: u64,
+) -> Result<(PathBuf, bool), UserError> {
     let folder = arguments.disk_folder.clone().unwrap_or_else(default_folder);
     if !arguments.subjects.contains(&Subject::Block) {
-        return Ok((folder, size, false));
+        return Ok((folder, false));
     }
-    check_disk_holds(functions, size)?;
-    let can = check_folder(&folder, 2, size).map_err(UserError::new)?;
-    match arguments.direct {
-        Some(true) if !can => Err(UserError::from_text(format!(
+    check_disk_holds(functions, disk_bytes)?;
+    let can = check_folder(&folder, 2, disk_bytes).map_err(UserError::new)?;
+    if arguments.direct == Some(true) && !can {
+        return Err(UserError::from_text(format!(
             "--direct on: no direct I/O is possible on files in {}: name another folder with --disk-folder DIR, or leave \
              it out",
             folder.display()
-        ))),
-        Some(direct) => Ok((folder, size, direct)),
-        None => {
-            if !can {
-                notes.push(format!(
-                    "files in {} do not bypass the host's page cache: its file system cannot",
-                    folder.display()
-                ));
-            }
-            Ok((folder, size, can))
-        }
+        )));
     }
+    Ok((folder, can))
 }
 
 /// All disks are used alike: the one that is passed through must have as much as the files.
@@ -334,28 +409,6 @@ fn check_disk_holds(functions: &Functions, size_bytes: u64) -> Result<(), UserEr
         has_bytes >> 20,
         size_bytes >> 20
     )))
-}
-
-fn disk_function(
-    functions: &Functions,
-    overwrite: bool,
-    notes: &mut Vec<String>,
-) -> Option<DiskFunction> {
-    let disk = functions.disk.as_ref()?;
-    if !overwrite {
-        notes.push(
-            "the passed through disk is only read: --overwrite lets loads write to it".to_owned(),
-        );
-    }
-    if disk.path.is_none() {
-        notes.push(
-            "the passed through disk has no baseline: the host has no driver on it".to_owned(),
-        );
-    }
-    Some(DiskFunction {
-        host_path: disk.path.clone(),
-        overwrite,
-    })
 }
 
 /// Signals that end us end the measurement, in order.
@@ -396,4 +449,25 @@ fn show(report: &BenchReport, comparison: Option<&Comparison>) {
     }
     // Where standard output is gone, nobody reads it.
     let _ = io::stdout().write_all(shown.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vcpus_do_not_inherit_the_cpus_of_the_rest() {
+        let io = Pins {
+            io: vec![0],
+            ..Pins::default()
+        };
+        let ours = sched_getaffinity(None).unwrap().count();
+        assert_eq!(vcpu_cpus(&io).unwrap().len(), ours as usize);
+        let both = Pins {
+            vcpu: vec![1],
+            ..io
+        };
+        assert_eq!(vcpu_cpus(&both).unwrap(), [1]);
+        assert!(vcpu_cpus(&Pins::default()).unwrap().is_empty());
+    }
 }

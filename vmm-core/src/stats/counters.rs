@@ -30,7 +30,7 @@ const PLACES_MAX: usize = 4096;
 const RECENT: usize = 64;
 
 /// Counts for one thread, or for several that take turns: what it adds, [`super::StatsHandle::snapshot`] reads on
-/// any thread. No lock is taken for what was counted before.
+/// any thread. No lock is taken for an access to what was accessed before.
 pub struct Recorder {
     tables: Arc<Mutex<Tables>>,
     clock: Clock,
@@ -80,7 +80,7 @@ impl Recorder {
     }
 
     /// Adds one event, which was served since `start`.
-    pub(crate) fn event(&self, source: &EventSource, start: Moment) {
+    pub(crate) fn event(&self, source: &mut EventSource, start: Moment) {
         source.0.times.record(self.ns_since(start));
     }
 
@@ -109,7 +109,8 @@ fn known_of(tables: &Mutex<Tables>, access: &Access<'_>, place: &Place) -> Known
 /// As [`known_of`].
 #[cold]
 fn add_without_access(tables: &Mutex<Tables>, reason: ExitReason, ns: u64) {
-    lock(tables).exits.entry(reason).or_default().record(ns);
+    let mut tables = lock(tables);
+    tables.exits.entry(reason).or_default().times.record(ns);
 }
 
 /// A reading of the clock that [`Recorder`] has.
@@ -128,8 +129,7 @@ pub struct Access<'a> {
     pub accessed: Option<Register<'a>>,
 }
 
-/// One source of events.
-#[derive(Clone)]
+/// One source of events, of the recorder that it was made by.
 pub(crate) struct EventSource(Arc<Row>);
 
 /// What was counted, of all threads.
@@ -142,18 +142,23 @@ pub(super) struct Sums {
 impl Sums {
     /// Adds what was counted by one.
     pub(super) fn add(&mut self, tables: &Mutex<Tables>) {
-        let tables = lock(tables);
-        for (reason, tally) in &tables.exits {
-            self.exits.entry(*reason).or_default().merge(&tally.times());
+        // Who counts waits for this lock when there is something new.
+        let (exits, rows) = {
+            let tables = lock(tables);
+            (tables.exits.clone(), tables.rows.clone())
+        };
+        for (reason, row) in exits {
+            let times = row.times.times();
+            self.exits.entry(reason).or_default().merge(&times);
         }
-        for (name, row) in &tables.rows {
+        for (name, row) in rows {
             let times = row.times.times();
             if let Some(reason) = ExitReason::of_access(name.path, name.action)
                 && times.count() > 0
             {
                 self.exits.entry(reason).or_default().merge(&times);
             }
-            let (sum, posted) = self.rows.entry(name.clone()).or_default();
+            let (sum, posted) = self.rows.entry(name).or_default();
             sum.merge(&times);
             *posted = posted.saturating_add(row.posted.load(Relaxed));
         }
@@ -244,7 +249,7 @@ struct Known {
 /// The rows of one [`Recorder`].
 #[derive(Default)]
 pub(super) struct Tables {
-    exits: BTreeMap<ExitReason, Tally>,
+    exits: BTreeMap<ExitReason, Arc<Row>>,
     rows: BTreeMap<Name, Arc<Row>>,
     /// How many rows each device has on a path in a direction.
     registers: BTreeMap<(String, DevicePath, Action), usize>,
@@ -398,10 +403,10 @@ mod tests {
         f.exit(&mut b, IoOut, Some(&com1[0]), 4);
         f.exit(&mut b, MmioRead, None, 1);
         b.exit(Interrupted, None, b.now());
-        let (blk0, start) = (a.source("blk0", "queue 0"), a.now());
+        let (mut blk0, start) = (a.source("blk0", "queue 0"), a.now());
         f.clock.increment(10u64);
-        a.event(&blk0, start);
-        let idle = b.source("idle", "events");
+        a.event(&mut blk0, start);
+        let mut idle = b.source("idle", "events");
         let report = f.stats.snapshot();
         assert_eq!(
             rows(&report),
@@ -421,7 +426,7 @@ mod tests {
             (2, 6, 4)
         );
         assert_eq!(report.total_exits(), 5);
-        b.event(&idle, b.now());
+        b.event(&mut idle, b.now());
         assert_eq!(f.stats.snapshot().since(&report).devices.len(), 1);
     }
 

@@ -4,15 +4,22 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
-/// CPU time of one thread since it began, in nanoseconds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A thread of this process, and its CPU time since it began.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ThreadTime {
     /// The thread's number on the host (`gettid`).
     pub tid: u32,
     /// Its name, as in `vcpu0`; at most 15 bytes are kept by the host.
     pub name: String,
+    /// All of it, in nanoseconds, where the host says so exactly.
+    pub exact_ns: Option<u64>,
+    /// How it is divided.
+    pub ticks: Ticks,
+}
+
+/// CPU time, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuTimes {
     /// Running guest code.
     pub guest_ns: u64,
     /// In user space.
@@ -21,7 +28,7 @@ pub struct ThreadTime {
     pub kernel_ns: u64,
 }
 
-impl ThreadTime {
+impl CpuTimes {
     /// All of it.
     #[must_use]
     pub fn total_ns(&self) -> u64 {
@@ -31,8 +38,26 @@ impl ThreadTime {
     }
 }
 
-/// The threads of this process, by their numbers. The sum of each is exact; the host divides it into guest, user and
-/// kernel by samples (`CONFIG_TICK_CPU_ACCOUNTING`), or exactly if its kernel is built so. Any thread.
+impl ThreadTime {
+    /// What the thread has spent since `earlier`, which is an earlier reading of it; since it began if there is none.
+    /// The sum is exact where the host says it exactly. It is divided by the clock ticks in between, of which there is
+    /// one every few milliseconds, unless the host's kernel is built to know better.
+    #[must_use]
+    pub fn since(&self, earlier: Option<&Self>) -> CpuTimes {
+        let (exact_ns, ticks) = match earlier {
+            None => (self.exact_ns, self.ticks),
+            Some(earlier) => (
+                self.exact_ns
+                    .zip(earlier.exact_ns)
+                    .map(|(now, then)| now.saturating_sub(then)),
+                self.ticks.since(earlier.ticks),
+            ),
+        };
+        ticks.divide(exact_ns)
+    }
+}
+
+/// The threads of this process, by their numbers. Any thread.
 ///
 /// # Errors
 /// `/proc` is not to be read.
@@ -72,16 +97,23 @@ fn of_thread(folder: &Path, tid: u32) -> io::Result<ThreadTime> {
         .ok()
         .and_then(|text| text.split_whitespace().next()?.parse().ok());
     let name = fs::read_to_string(folder.join("comm"))?;
-    Ok(ticks.divide(exact, tid, name.trim_end_matches('\n')))
+    Ok(ThreadTime {
+        tid,
+        name: name.trim_end_matches('\n').to_owned(),
+        exact_ns: exact,
+        ticks,
+    })
 }
 
 /// A thread's time as the host's clock ticks saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ticks {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ticks {
     /// User space, without the guest.
-    user: u64,
-    guest: u64,
-    kernel: u64,
+    pub user: u64,
+    /// Guest code.
+    pub guest: u64,
+    /// The host's kernel.
+    pub kernel: u64,
 }
 
 impl Ticks {
@@ -101,7 +133,7 @@ impl Ticks {
 
     /// The exact time, divided as the ticks say. Without ticks it is the kernel's, if there is any: a thread that ran
     /// for less than a tick has done system calls above all.
-    fn divide(self, exact_ns: Option<u64>, tid: u32, name: &str) -> ThreadTime {
+    fn divide(self, exact_ns: Option<u64>) -> CpuTimes {
         let all = u128::from(self.user) + u128::from(self.guest) + u128::from(self.kernel);
         let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
         let by_ticks = u64::try_from(all * u128::from(tick_ns)).unwrap_or(u64::MAX);
@@ -111,12 +143,18 @@ impl Ticks {
             u64::try_from(share.unwrap_or(0)).unwrap_or(u64::MAX)
         };
         let (user_ns, guest_ns) = (share(self.user), share(self.guest));
-        ThreadTime {
-            tid,
-            name: name.to_owned(),
+        CpuTimes {
             guest_ns,
             user_ns,
             kernel_ns: total - user_ns - guest_ns,
+        }
+    }
+
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            user: self.user.saturating_sub(earlier.user),
+            guest: self.guest.saturating_sub(earlier.guest),
+            kernel: self.kernel.saturating_sub(earlier.kernel),
         }
     }
 }
@@ -147,25 +185,39 @@ mod tests {
         let threads = of_folder(folder.path()).unwrap();
         assert_eq!(threads[0].tid, 7);
         let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second();
-        assert_eq!(threads[0].total_ns(), 100 * tick_ns);
-        let exact = ThreadTime {
-            tid: 42,
-            name: "a) b (c".into(),
+        assert_eq!(threads[0].since(None).total_ns(), 100 * tick_ns);
+        let exact = CpuTimes {
             guest_ns: 1_000_000_000,
             user_ns: 400_000_000,
             kernel_ns: 600_000_001,
         };
-        assert_eq!(threads[1], exact);
+        assert_eq!((threads[1].tid, threads[1].name.as_str()), (42, "a) b (c"));
+        assert_eq!(threads[1].since(None), exact);
+    }
+
+    #[test]
+    fn the_time_between_is_divided_by_the_ticks_between() {
+        let of = |exact_ns, [user, guest, kernel]: [u64; 3]| ThreadTime {
+            exact_ns: Some(exact_ns),
+            ticks: Ticks {
+                user,
+                guest,
+                kernel,
+            },
+            ..ThreadTime::default()
+        };
+        let earlier = of(1_000_000_000, [50, 0, 50]);
+        let later = of(1_100_000_000, [50, 3, 59]);
+        let times = later.since(Some(&earlier));
+        assert_eq!(times.user_ns, 0);
+        assert_eq!(times.guest_ns, 25_000_000);
+        assert_eq!(times.kernel_ns, 75_000_000);
+        assert_eq!(later.since(Some(&later)), CpuTimes::default());
     }
 
     #[test]
     fn a_thread_without_a_tick_has_its_time() {
-        let none = Ticks {
-            user: 0,
-            guest: 0,
-            kernel: 0,
-        };
-        let time = none.divide(Some(1234), 1, "short");
+        let time = Ticks::default().divide(Some(1234));
         assert_eq!((time.total_ns(), time.kernel_ns), (1234, 1234));
     }
 
@@ -205,7 +257,7 @@ mod tests {
             threads.find(|thread| thread.name == "busy-one")
         };
         let first = busy().unwrap();
-        while busy().unwrap().total_ns() < first.total_ns() + 1_000_000 {}
+        while busy().unwrap().since(Some(&first)).total_ns() < 1_000_000 {}
         drop(end);
         thread.join().unwrap();
         assert!(busy().is_none());

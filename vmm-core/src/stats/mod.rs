@@ -1,8 +1,10 @@
 //! What a guest costs: exits and their time in user space by reason, by device and register, by source of events, next
 //! to KVM's own counters. Counted where it happens, and readable while the guest runs.
 //!
-//! It is off by default: nothing is allocated then, and an exit costs one more comparison. On, an exit costs two
-//! readings of the TSC and about a hundred instructions, no lock; `examples/stats_cost.rs` measures it.
+//! It is off by default: nothing is allocated then, and an exit costs one more comparison. On, an access costs two
+//! readings of the TSC and about a hundred instructions, no lock; `examples/stats_cost.rs` measures it. To know the TSC's
+//! frequency, the first [`StatsHandle`] of a process takes about a millisecond, and 200 on the busiest host. Where the TSC
+//! is not the same at all times, the system's clock is read, which costs twice as much.
 
 mod counters;
 pub mod cpu;
