@@ -13,7 +13,7 @@ use vmm_core::config::CpuAffinity;
 use vmm_core::exit_cost::{CPUS, ExitKind};
 use vmm_core::machine::check_affinity;
 
-use super::check_build;
+use super::{check_build, check_kvm};
 use crate::cli::BenchExitsArgs;
 use crate::commands::{check_writable, doctor};
 use crate::exit_code::{Exit, UserError};
@@ -56,6 +56,7 @@ fn check(arguments: &BenchExitsArgs) -> Result<(), UserError> {
         )));
     }
     check_affinity(&arguments.pin).map_err(UserError::new)?;
+    check_kvm()?;
     match &arguments.json {
         // What was measured is not to be lost for want of a folder.
         Some(path) => check_writable(path),

@@ -30,8 +30,8 @@ use vmm_core::config::CpuAffinity;
 use vmm_core::machine::{check_affinity, check_devices};
 use vmm_core::signals::is_ignored;
 
-use super::check_build;
 use super::progress::Progress;
+use super::{check_build, check_kvm};
 use crate::cli::IoArgs;
 use crate::commands::{check_writable, doctor};
 use crate::exit_code::{Exit, UserError};
@@ -279,13 +279,6 @@ fn notes(
         );
     }
     notes
-}
-
-fn check_kvm() -> Result<(), UserError> {
-    let opened = File::options().read(true).write(true).open("/dev/kvm");
-    opened
-        .map(drop)
-        .map_err(|error| UserError::from_text(format!("/dev/kvm: {error}: see 'tripath doctor'")))
 }
 
 /// A thread has the CPUs of the one that has started it: where only `io` is given, vCPUs are told that theirs are all.

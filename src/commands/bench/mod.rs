@@ -5,6 +5,7 @@ mod io;
 mod progress;
 
 use bench::environment::build;
+use vmm_core::kvm::KvmSystem;
 
 use crate::cli::{BenchArgs, BenchCommand};
 use crate::exit_code::{Exit, UserError};
@@ -26,6 +27,11 @@ pub fn run(arguments: BenchArgs) -> anyhow::Result<Exit> {
             Ok(Exit::Success)
         }
     }
+}
+
+/// Nothing is measured without KVM.
+fn check_kvm() -> Result<(), UserError> {
+    KvmSystem::open().map(drop).map_err(UserError::new)
 }
 
 /// Numbers of a debug build are for those only who ask for them.
