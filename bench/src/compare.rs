@@ -177,7 +177,7 @@ fn row(old: Option<&Analysed<'_>>, new: Option<&Analysed<'_>>, either: &Analysed
         (Some(old), Some(new)) if !same_load(&old.variant.spec.load, &new.variant.spec.load) => {
             Change::OtherLoad
         }
-        (Some(old), Some(new)) if is_measured(old) && !is_measured(new) => Change::Failed,
+        (Some(old), Some(new)) if measured(old) > measured(new) => Change::Failed,
         (Some(old), Some(new)) => Change::Rates(Verdict::of(&old.rates, &new.rates)),
         (None, _) => Change::New,
         (_, None) => Change::Missing,
@@ -191,9 +191,13 @@ fn row(old: Option<&Analysed<'_>>, new: Option<&Analysed<'_>>, either: &Analysed
     }
 }
 
-/// It has figures, and went on to the last round.
-fn is_measured(one: &Analysed<'_>) -> bool {
-    one.rate.is_some() && one.variant.failure.is_none()
+/// How far it could be measured: not at all, in some rounds, or to the end.
+fn measured(one: &Analysed<'_>) -> u8 {
+    match (one.rate, &one.variant.failure) {
+        (None, _) => 0,
+        (Some(_), Some(_)) => 1,
+        (Some(_), None) => 2,
+    }
 }
 
 /// Whether two loads do the same, wherever they find their file or peer.
@@ -226,6 +230,11 @@ fn differences(old: &BenchReport, new: &BenchReport) -> Vec<Difference> {
         }
     };
     let (a, b): (&Environment, &Environment) = (&old.environment, &new.environment);
+    let end = |report: &BenchReport| match report.interrupted {
+        true => "interrupted".to_owned(),
+        false => "as planned".to_owned(),
+    };
+    add("end of the run", end(old), end(new), true);
     let some = |it: &Option<String>| it.clone().unwrap_or_else(|| "unknown".to_owned());
     let level = |is_guest| if is_guest { "a guest" } else { "no guest" }.to_owned();
     add("build", a.build.clone(), b.build.clone(), true);
@@ -404,6 +413,9 @@ mod tests {
             change_of(&new, &new, NAME),
             Change::Rates(Verdict::Undecided)
         );
+        let mut newest = new.clone();
+        variant(&mut newest).samples.clear();
+        assert_eq!(change_of(&new, &newest, NAME), Change::Failed);
     }
 
     #[test]

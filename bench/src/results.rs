@@ -131,7 +131,7 @@ pub struct GuestCost {
     pub exits: BTreeMap<String, u64>,
     /// Accesses by device and register or queue.
     pub accesses: Vec<AccessCount>,
-    /// KVM's own counters of all vCPUs, those that changed: `exits`, `io_exits`, `mmio_exits`, `irq_injections`...
+    /// KVM's own counters of all vCPUs: `exits` and `irq_injections`, and the others that changed (`io_exits`, `mmio_exits`...).
     pub kvm: BTreeMap<String, u64>,
 }
 

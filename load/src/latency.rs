@@ -17,6 +17,9 @@ pub const LONGEST_NS: u64 = 600_000_000_000;
 /// Of a histogram's serialized form: its kind, and the length of what follows.
 const HEAD_BYTES: usize = 8;
 
+/// What a serialized histogram, version 2, that is not compressed begins with.
+const PLAIN: [u8; 4] = 0x1c84_9313_u32.to_be_bytes();
+
 /// More than a histogram of these bounds takes.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -89,6 +92,10 @@ fn inflate(bytes: &[u8]) -> Result<Vec<u8>, LatencyError> {
         .take(MAX_BYTES)
         .read_to_end(&mut inflated)
         .map_err(|error| wrong(&error.to_string()))?;
+    // Compressed once more, it would have another length within.
+    if !inflated.starts_with(&PLAIN) {
+        return Err(wrong("it has no plain histogram in it"));
+    }
     let length = inflated
         .get(4..HEAD_BYTES)
         .and_then(|it| it.try_into().ok());
@@ -135,7 +142,7 @@ mod tests {
         let histogram = some();
         let latency = Latency::of(&histogram).unwrap();
         assert_eq!(latency.histogram().unwrap(), histogram);
-        // The head of an HDR histogram, V2 compressed: the cookie 0x1c849304, in base64.
+        // The head of an HDR histogram, V2 compressed: the cookie 0x1c849314, in base64.
         assert!(latency.histogram.starts_with("HISTFA"), "{latency:?}");
     }
 
@@ -161,16 +168,26 @@ mod tests {
 
     #[test]
     fn a_histogram_that_claims_to_be_huge_takes_no_memory() {
-        let mut head = 0x1c84_9303_u32.to_be_bytes().to_vec();
-        head.extend(u32::MAX.to_be_bytes());
-        head.extend([0; 64]);
-        let mut encoder = ZlibEncoder::new(vec![0; HEAD_BYTES], Compression::fast());
-        encoder.write_all(&head).unwrap();
-        let latency = Latency {
-            histogram: STANDARD.encode(encoder.finish().unwrap()),
-            ..Latency::of(&some()).unwrap()
+        let compressed = |content: &[u8]| {
+            let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(content).unwrap();
+            let body = encoder.finish().unwrap();
+            let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+            let kind = 0x1c84_9314_u32.to_be_bytes();
+            [&kind[..], &length, &body].concat()
         };
-        let error = latency.histogram().unwrap_err().to_string();
-        assert!(error.ends_with("it is shorter than it says"), "{error}");
+        let once = compressed(&[&PLAIN[..], &u32::MAX.to_be_bytes(), &[0; 64]].concat());
+        let twice = compressed(&once);
+        for (bytes, expected) in [
+            (once, "it is shorter than it says"),
+            (twice, "it has no plain histogram in it"),
+        ] {
+            let latency = Latency {
+                histogram: STANDARD.encode(bytes),
+                ..Latency::of(&some()).unwrap()
+            };
+            let error = latency.histogram().unwrap_err().to_string();
+            assert!(error.ends_with(expected), "{error}");
+        }
     }
 }

@@ -280,6 +280,9 @@ impl Meter {
     }
 }
 
+/// How long a source may wait for room in its stream: who asks it to stop does not read then, and the time counts.
+const SOURCE_CALL: Duration = Duration::from_millis(2);
+
 fn udp_echo(socket: &UdpSocket, meter: &Meter) -> io::Result<()> {
     let mut datagram = vec![0; DATAGRAM_BYTES];
     meter.sink(|| {
@@ -310,6 +313,7 @@ fn tcp_sink(listener: &TcpListener, meter: &Meter) -> io::Result<()> {
 
 fn tcp_source(listener: &TcpListener, meter: &Meter) -> io::Result<()> {
     let mut stream = accept(listener)?;
+    stream.set_write_timeout(Some(SOURCE_CALL))?;
     let content = random_bytes(5, STREAM_OPERATION_BYTES);
     meter.source(|| Ok((0, stream.write(&content)? as u64)))
 }

@@ -155,7 +155,8 @@ fn glance_cell(workload: &Workload<'_, '_>, label: &str) -> String {
     match (one.against_direct, one.rate) {
         (Some(it), _) => format!("{}{}", times(1.0 - it.overhead), mark_of(it.verdict)),
         (None, Some(it)) => rate(it.median, one.counts.unit()),
-        (None, None) => "failed".to_owned(),
+        (None, None) if one.variant.failure.is_some() => "failed".to_owned(),
+        (None, None) => NONE.to_owned(),
     }
 }
 
@@ -387,7 +388,7 @@ pub(super) fn figures(all: &[Analysed<'_>]) -> String {
         "Exits, interrupts and CPU time are for each operation; for TCP streams, whose reads and writes have no fixed size, \
          for each MiB. η = work / (work + overhead) in CPU time of the host: work is what an operation takes on the direct \
          path, overhead what it takes beyond that. Above 100 %, the variant takes less than the direct path. Latencies are \
-         medians over the rounds.",
+         medians over the rounds, but for the longest, which is that of all.",
     ));
     html.push_str(&table.html());
     html

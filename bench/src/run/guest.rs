@@ -98,10 +98,11 @@ impl Session<'_> {
         if self.report.guest.kernel.is_empty() {
             return Some(Trouble::Failed(error));
         }
+        let round = turn.round + 1;
         if boots < BOOTS {
+            self.note(format!("round {round} lost a guest: {error}"));
             return None;
         }
-        let round = turn.round + 1;
         let text =
             format!("round {round} has no guest any more: it was lost {boots} times: {error}");
         self.note(text.clone());

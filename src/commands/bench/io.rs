@@ -236,7 +236,7 @@ fn plan_options(
         time_ms,
         span_bytes: disk_bytes,
         file_direct: direct,
-        containers: may(CapabilitySet::SYS_ADMIN),
+        containers: arguments.list || may(CapabilitySet::SYS_ADMIN),
         disk: functions.disk.as_ref().map(|disk| DiskFunction {
             host_path: disk.path.clone(),
             overwrite: arguments.overwrite,
