@@ -214,7 +214,7 @@ impl Bench<'_> {
 
 fn start(options: &ExitOptions) -> Result<ExitMachine, ExitCostError> {
     let stats = options.counted.then(StatsHandle::default);
-    ExitMachine::start_counted(&options.affinity, stats.as_ref())
+    ExitMachine::start(&options.affinity, stats.as_ref())
 }
 
 /// How many operations of that cost take so long; at least as many as a trial.

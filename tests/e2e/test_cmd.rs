@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::harness::host::wait_until;
 use crate::harness::vm::{BOOT, Exit, Running, Vm};
 use crate::harness::{Ctx, E2eTest, Kernel, test};
 
@@ -452,11 +453,7 @@ fn suite_interrupted(ctx: &Ctx) -> Result<()> {
     let suite = start_suite(ctx, &text, &[])?;
     // The test's own process shows by its log, which it makes before its guest runs.
     let log = ctx.path("logs/a/console.log");
-    let begun = std::time::Instant::now();
-    while !log.exists() {
-        ensure!(begun.elapsed() < BOOT, "the test was not started");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("log of the test", || log.exists())?;
     suite.signal(Signal::TERM)?;
     let exit = suite.wait_exit(Duration::from_secs(20))?;
     says(&exit, 1, &["interrupted"])

@@ -30,8 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         record_ns()
     )?;
     let stats = StatsHandle::default();
-    let on = ExitMachine::start_counted(&[], Some(&stats))?;
-    let off = ExitMachine::start(&[])?;
+    let on = ExitMachine::start(&[], Some(&stats))?;
+    let off = ExitMachine::start(&[], None)?;
     for kind in [ExitKind::PioWrite, ExitKind::MmioRead] {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         for round in 0..rounds {

@@ -36,7 +36,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
     output(program, arguments).map(drop)
 }
 
-/// Waits until `ready`, which looks at something in sysfs or in /dev.
+/// Waits until `ready`, which looks at something in sysfs or in /dev, or for a file.
 pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     while !ready() {

@@ -153,19 +153,12 @@ pub struct ExitMachine {
 }
 
 impl ExitMachine {
-    /// Builds it and starts its guest, whose two vCPUs run where `affinity` says.
+    /// Builds it and starts its guest, whose two vCPUs run where `affinity` says. With `stats`, exits are counted there,
+    /// which has its own cost.
     ///
     /// # Errors
     /// [`ExitCostError`].
-    pub fn start(affinity: &[CpuAffinity]) -> Result<Self, ExitCostError> {
-        Self::start_counted(affinity, None)
-    }
-
-    /// As [`ExitMachine::start`]. With `stats`, exits are counted there, which has its own cost.
-    ///
-    /// # Errors
-    /// [`ExitCostError`].
-    pub fn start_counted(
+    pub fn start(
         affinity: &[CpuAffinity],
         stats: Option<&StatsHandle>,
     ) -> Result<Self, ExitCostError> {

@@ -47,7 +47,7 @@ impl Recorder {
         }
     }
 
-    /// The time, for [`Recorder::exit`].
+    /// The time at which an exit or event begins to be served.
     #[must_use]
     pub fn now(&self) -> Moment {
         Moment(self.clock.raw())
