@@ -9,8 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::harness::host::in_emulated_l1;
-use crate::harness::runner::TRIPLE_FAULT;
+use crate::harness::runner::tells_of_double_delivery;
 use crate::harness::vm::{BOOT, Exit, Running};
 use crate::harness::{Ctx, E2eTest, tap, test};
 
@@ -262,10 +261,11 @@ fn crashed_in_tcg(report: &Path) -> Result<Vec<String>> {
         if test["passed"] == true {
             continue;
         }
-        let reason = test["failure"]["reason"].as_str().unwrap_or_default();
+        // The reason, and the console's lines around it.
+        let failure = test["failure"].to_string();
         ensure!(
-            in_emulated_l1() && reason.contains(TRIPLE_FAULT),
-            "{}: {reason}",
+            tells_of_double_delivery(&failure),
+            "{}: {failure}",
             test["name"]
         );
         names.push(test["name"].as_str().context("no name")?.to_owned());

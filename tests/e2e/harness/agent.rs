@@ -71,10 +71,7 @@ fn serve(tests: &[E2eTest]) -> Result<()> {
                 println!("agent: {} starts", request.name);
                 let outcome = match tests.iter().find(|test| test.name == request.name) {
                     Some(test) => runner::run(test),
-                    None => Outcome {
-                        failure: Some("the agent has no such test".to_owned()),
-                        log: String::new(),
-                    },
+                    None => Outcome::failed("the agent has no such test".to_owned(), String::new()),
                 };
                 let end = outcome.failure.as_deref().unwrap_or("passed");
                 let end = end.lines().next().unwrap_or_default();

@@ -1,7 +1,6 @@
 //! The front: command line, choice of the place, and what the user gets to see.
 
 use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -154,10 +153,7 @@ impl Lane {
             None => runner::run(test),
             Some(l1) => l1
                 .run(&test.name, test.limit)
-                .unwrap_or_else(|error| Outcome {
-                    failure: Some(format!("{error:#}")),
-                    log: String::new(),
-                }),
+                .unwrap_or_else(|error| Outcome::failed(format!("{error:#}"), String::new())),
         }
     }
 }
@@ -217,20 +213,11 @@ fn figures_in(log: &str) -> Vec<String> {
 
 /// Keeps the log and turns the outcome into what the test runner wants.
 fn verdict(name: &str, outcome: &Outcome) -> Result<(), Failed> {
-    let path = paths::logs().join(format!("{}.log", name.replace("::", ".")));
-    let kept = keep_log(&path, outcome).map_or_else(
-        |error| format!("(the log could not be kept: {error})"),
-        |()| format!("whole log: {}", path.display()),
-    );
+    let kept = outcome.keep_log(name);
     let Some(reason) = &outcome.failure else {
         return Ok(());
     };
     let lines: Vec<&str> = outcome.log.lines().collect();
     let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
     Err(format!("{reason}\n--- end of the log:\n{tail}\n--- {kept}").into())
-}
-
-fn keep_log(path: &Path, outcome: &Outcome) -> std::io::Result<()> {
-    let end = outcome.failure.as_deref().unwrap_or("passed");
-    fs::write(path, format!("{}\n--- {end}\n", outcome.log))
 }

@@ -1,8 +1,8 @@
 //! L1 as the harness sees it: one machine for all tests of a lane, started when the first test needs it.
 //!
 //! A machine that hangs or dies is replaced, and the tests it took with it run again, each at most once. A test that
-//! failed is never run again, but for one reason: a triple fault of its guest in an emulated L1. QEMU may deliver an
-//! interrupt twice to a nested guest, see `tests/testbed/l1`, which is rare with one CPU but not impossible. It is said
+//! failed is never run again, but for one reason: a triple or double fault of its guest in an emulated L1. QEMU may deliver
+//! an interrupt twice to a nested guest, see `tests/testbed/l1`, which is rare with one CPU but not impossible. It is said
 //! aloud, and a second one is a failure.
 
 use std::collections::{HashMap, VecDeque};
@@ -116,8 +116,13 @@ impl L1 {
             match answer
                 .and_then(|answer| Ok(answer.recv_timeout(self.flavour.here(limit + GRACE))?))
             {
-                Ok(outcome) if last_try || !outcome.may_be_tcgs() => return Ok(outcome),
-                Ok(_) => eprintln!("e2e: a guest of {name} had a triple fault: once more"),
+                Ok(outcome) if last_try || !outcome.may_be_l1s => return Ok(outcome),
+                Ok(outcome) => {
+                    let kept = outcome.keep_log(&format!("{name}.first"));
+                    eprintln!(
+                        "e2e: a guest of {name} had a double or triple fault: once more ({kept})"
+                    );
+                }
                 Err(error) => {
                     let hung = error.downcast_ref() == Some(&RecvTimeoutError::Timeout);
                     let what = if hung {
