@@ -38,15 +38,6 @@ impl Environment {
         Self::below(Path::new("/"), &uname().release().to_string_lossy())
     }
 
-    /// Whether KVM leaves interrupts to the processor, and does not count these.
-    #[must_use]
-    pub fn delivers_interrupts_itself(&self) -> bool {
-        let on = ["enable_apicv=Y", "enable_apicv=1", "avic=Y", "avic=1"];
-        self.kvm_parameters
-            .iter()
-            .any(|one| on.contains(&one.as_str()))
-    }
-
     fn below(root: &Path, kernel: &str) -> Self {
         let cpuinfo = read(&root.join("proc/cpuinfo")).unwrap_or_default();
         let value = |key: &str| {
@@ -154,10 +145,6 @@ mod tests {
         assert_eq!((found.cpus, found.is_guest), (2, true));
         assert_eq!(found.kvm_module.as_deref(), Some("kvm_amd"));
         assert_eq!(found.kvm_parameters, ["avic=N", "halt_poll_ns=200000"]);
-        assert!(!found.delivers_interrupts_itself());
-        put("sys/module/kvm_amd/parameters/avic", "Y\n");
-        let found = Environment::below(root.path(), "6.12");
-        assert!(found.delivers_interrupts_itself());
         assert_eq!(found.mitigations, ["spectre_v2: Mitigation: Retpolines"]);
         assert_eq!(found.governor, None);
     }

@@ -131,6 +131,10 @@ pub struct GuestCost {
     pub exits: BTreeMap<String, u64>,
     /// Accesses by device and register or queue.
     pub accesses: Vec<AccessCount>,
+    /// Interrupts by the guest's own count, timers and those between its CPUs included. KVM's `irq_injections` has those
+    /// twice that it takes back, and lacks those that the processor delivers by itself (APICv, AVIC).
+    #[serde(default)]
+    pub interrupts: Option<u64>,
     /// KVM's own counters of all vCPUs: `exits` and `irq_injections`, and the others that changed (`io_exits`, `mmio_exits`...).
     pub kvm: BTreeMap<String, u64>,
 }

@@ -13,6 +13,7 @@ use tripath_load::spec::{Answer, Latency, LoadCpu, LoadResult, LoadSpec, Request
 use crate::address;
 use crate::cpu;
 use crate::error::{LoadError, io as failed};
+use crate::interrupts;
 use crate::isolate::{Isolation, sandbox};
 use crate::lines::{Lines, send};
 use crate::loads;
@@ -20,6 +21,15 @@ use crate::terminal;
 
 /// How much longer than it is told a load may take, with all that is slow: a connection, a flush, an emulated machine.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// How loads are run here.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// [`GRACE`].
+    grace: Duration,
+    /// The kernel is there for the load alone: its interrupts are the load's.
+    own_kernel: bool,
+}
 
 /// Talks until it is told to end, or the other side has.
 pub fn run(terminal: Option<&str>, isolation: Isolation) -> Result<(), LoadError> {
@@ -30,7 +40,12 @@ pub fn run(terminal: Option<&str>, isolation: Isolation) -> Result<(), LoadError
     if isolation == Isolation::Sandbox {
         sandbox::enter()?;
     }
-    converse(reader, writer, GRACE)
+    let terms = Terms {
+        grace: GRACE,
+        // Who has a terminal to talk through is the guest's only program.
+        own_kernel: terminal.is_some(),
+    };
+    converse(reader, writer, terms)
 }
 
 fn channel_files(terminal: Option<&str>) -> Result<(File, File), LoadError> {
@@ -66,7 +81,7 @@ fn hello() -> Answer {
     }
 }
 
-fn converse(reader: impl Read, mut writer: impl Write, grace: Duration) -> Result<(), LoadError> {
+fn converse(reader: impl Read, mut writer: impl Write, terms: Terms) -> Result<(), LoadError> {
     let lost = |error: io::Error| failed("talk to", "the benchmark")(error);
     let mut lines = Lines::new(reader);
     send(&mut writer, &hello()).map_err(lost)?;
@@ -74,7 +89,16 @@ fn converse(reader: impl Read, mut writer: impl Write, grace: Duration) -> Resul
     while let Some(request) = lines.next().map_err(lost)? {
         let answer = match request {
             Ok(Request::Quit) => break,
-            Ok(request) => respond(request, &mut prepared, grace),
+            Ok(Request::Go) => match go(prepared.take(), terms) {
+                Ok((running, interrupts)) => {
+                    send(&mut writer, &Answer::Over { interrupts }).map_err(lost)?;
+                    running
+                        .result(terms.grace)
+                        .map(|result| Answer::Done { result })
+                }
+                Err(error) => Err(error),
+            },
+            Ok(request) => respond(request, &mut prepared, terms),
             Err(error) => Err(LoadError::Malformed(error)),
         };
         let answer = answer.unwrap_or_else(|error| Answer::Failed {
@@ -88,7 +112,7 @@ fn converse(reader: impl Read, mut writer: impl Write, grace: Duration) -> Resul
 fn respond(
     request: Request,
     prepared: &mut Option<Running>,
-    grace: Duration,
+    terms: Terms,
 ) -> Result<Answer, LoadError> {
     match request {
         Request::Address { mac, address, mtu } => {
@@ -98,25 +122,29 @@ fn respond(
         Request::Prepare { spec } => {
             // The one before lets go of its files first.
             if let Some(before) = prepared.take() {
-                before.give_up(grace);
+                before.give_up(terms.grace);
             }
-            *prepared = Some(Running::prepare(spec, grace)?);
+            *prepared = Some(Running::prepare(spec, terms)?);
             Ok(Answer::Ready)
         }
-        Request::Go => {
-            let running = prepared.take().ok_or(LoadError::Unexpected(
-                "nothing has been prepared that could go",
-            ))?;
-            let result = running.go(grace)?;
-            Ok(Answer::Done { result })
-        }
-        Request::Quit => Err(LoadError::Unexpected("the end is not for here")),
+        Request::Go | Request::Quit => Err(LoadError::Unexpected("this is not for here")),
     }
+}
+
+/// Measures what was prepared; also the interrupts.
+fn go(prepared: Option<Running>, terms: Terms) -> Result<(Running, Option<u64>), LoadError> {
+    let running = prepared.ok_or(LoadError::Unexpected(
+        "nothing has been prepared that could go",
+    ))?;
+    let interrupts = running.go(terms.grace)?;
+    Ok((running, interrupts))
 }
 
 /// What a load's thread says.
 enum Said {
     Ready,
+    /// With the interrupts.
+    Over(Option<u64>),
     Done(Box<LoadResult>),
 }
 
@@ -129,13 +157,13 @@ struct Running {
 
 impl Running {
     /// Opens and warms up.
-    fn prepare(spec: LoadSpec, grace: Duration) -> Result<Self, LoadError> {
+    fn prepare(spec: LoadSpec, terms: Terms) -> Result<Self, LoadError> {
         let (go, told) = channel();
         let (say, said) = channel();
         let warm_up = Duration::from_millis(spec.warm_up_ms);
         let time = Duration::from_millis(spec.time_ms);
         let work = move || {
-            if let Err(error) = one_load(&spec, &told, &say) {
+            if let Err(error) = one_load(&spec, terms, &told, &say) {
                 // Nobody listens any more if the load was given up.
                 let _ = say.send(Err(error));
             }
@@ -144,7 +172,7 @@ impl Running {
             .spawn(work)
             .map_err(failed("start", "a thread"))?;
         let running = Self { go, said, time };
-        running.wait(warm_up + grace)?;
+        running.wait(warm_up + terms.grace)?;
         Ok(running)
     }
 
@@ -158,12 +186,21 @@ impl Running {
         }
     }
 
-    fn go(self, grace: Duration) -> Result<LoadResult, LoadError> {
+    /// To the end of the measured time; the interrupts in it.
+    fn go(&self, grace: Duration) -> Result<Option<u64>, LoadError> {
         // A thread that is gone is found by the waiting.
         let _ = self.go.send(());
         match self.wait(self.time + grace)? {
+            Said::Over(interrupts) => Ok(interrupts),
+            Said::Ready | Said::Done(_) => Err(LoadError::Unexpected("the load is not over")),
+        }
+    }
+
+    /// After that.
+    fn result(self, grace: Duration) -> Result<LoadResult, LoadError> {
+        match self.wait(grace)? {
             Said::Done(result) => Ok(*result),
-            Said::Ready => Err(LoadError::Unexpected("the load is ready twice")),
+            Said::Ready | Said::Over(_) => Err(LoadError::Unexpected("the load has no result")),
         }
     }
 
@@ -176,6 +213,7 @@ impl Running {
 
 fn one_load(
     spec: &LoadSpec,
+    terms: Terms,
     told: &Receiver<()>,
     say: &Sender<Result<Said, LoadError>>,
 ) -> Result<(), LoadError> {
@@ -188,9 +226,17 @@ fn one_load(
         return Ok(());
     }
     let used = || cpu::used().map_err(failed("ask for", "CPU times"));
+    let served = || {
+        let count = terms.own_kernel.then(interrupts::served).transpose();
+        count.map_err(failed("count", "interrupts"))
+    };
+    let served_before = served()?;
     let before = used()?;
     let outcome = load.run(Duration::from_millis(spec.time_ms))?;
     let after = used()?;
+    let served = served()?.zip(served_before);
+    let interrupts = served.map(|(after, before)| after.saturating_sub(before));
+    let _ = say.send(Ok(Said::Over(interrupts)));
     let latency = outcome.latency.as_ref().map(Latency::of).transpose()?;
     let result = LoadResult {
         operations: outcome.operations,
@@ -214,9 +260,14 @@ mod tests {
     use super::*;
     use tripath_load::spec::Load;
 
+    const TERMS: Terms = Terms {
+        grace: GRACE,
+        own_kernel: false,
+    };
+
     fn talk(text: &str) -> Vec<Answer> {
         let mut output = Vec::new();
-        converse(text.as_bytes(), &mut output, GRACE).unwrap();
+        converse(text.as_bytes(), &mut output, TERMS).unwrap();
         let mut lines = Lines::new(output.as_slice());
         let next = || lines.next().unwrap().map(Result::unwrap);
         std::iter::from_fn(next).collect()
@@ -275,7 +326,10 @@ mod tests {
                 warm_up_ms: 200,
                 ..spec
             },
-            Duration::from_millis(100),
+            Terms {
+                grace: Duration::from_millis(100),
+                ..TERMS
+            },
         )
         .err()
         .unwrap();

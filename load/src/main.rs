@@ -8,11 +8,11 @@ mod client;
 mod cpu;
 mod error;
 mod interface;
+mod interrupts;
 mod isolate;
 mod lines;
 mod loads;
 mod mmsg;
-
 mod serve;
 mod terminal;
 

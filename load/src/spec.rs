@@ -1,8 +1,8 @@
 //! The conversation between the benchmark and a load program: lines of JSON, one [`Request`] or [`Answer`] each.
 //!
 //! After [`Answer::Hello`], each [`Request::Prepare`] is answered by [`Answer::Ready`] when all is open and the warm-up
-//! is over; then [`Request::Go`] starts the measured time, at whose end [`Answer::Done`] comes. What cannot be done is
-//! answered by [`Answer::Failed`], and the next request may follow.
+//! is over; then [`Request::Go`] starts the measured time, at whose end [`Answer::Over`] comes, and, when it has been put
+//! together, the result in [`Answer::Done`]. What cannot be done is answered by [`Answer::Failed`], and the next request may follow.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -151,7 +151,13 @@ pub enum Answer {
     },
     /// The warm-up is over.
     Ready,
-    /// The measured time is over.
+    /// The measured time is over: what it cost can be read now. [`Done`](Self::Done) follows.
+    Over {
+        /// Interrupts that the load program's kernel served in that time, on all CPUs; absent where that kernel is not
+        /// the load's alone.
+        interrupts: Option<u64>,
+    },
+    /// What the load has done.
     Done {
         /// What was found.
         result: LoadResult,

@@ -84,9 +84,16 @@ impl Program {
 
     fn measure(&mut self, load: &Load) -> LoadResult {
         assert_eq!(self.prepare(load), Answer::Ready, "{load:?}");
-        match self.ask(&Request::Go) {
+        self.go()
+    }
+
+    /// Measures what was prepared.
+    fn go(&mut self) -> LoadResult {
+        let over = self.ask(&Request::Go);
+        assert_eq!(over, Answer::Over { interrupts: None });
+        match self.answer() {
             Answer::Done { result } => result,
-            other => panic!("{load:?}: {other:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -242,10 +249,7 @@ fn a_console_gets_every_byte_that_is_counted() {
             seed: 0,
         };
         assert_eq!(agent.ask(&Request::Prepare { spec }), Answer::Ready);
-        match agent.ask(&Request::Go) {
-            Answer::Done { result } => result,
-            other => panic!("{other:?}"),
-        }
+        agent.go()
     });
     check(&result, 64);
     assert_eq!(came_out, result.bytes);
@@ -311,8 +315,7 @@ fn one_seed_gives_one_order() {
             seed: 11,
         };
         assert_eq!(agent.ask(&Request::Prepare { spec }), Answer::Ready);
-        let done = agent.ask(&Request::Go);
-        assert!(matches!(done, Answer::Done { result } if result.operations == 1));
+        assert_eq!(agent.go().operations, 1);
         let mut content = vec![0; FILE_BYTES];
         file.as_file().read_exact_at(&mut content, 0).unwrap();
         content
@@ -418,10 +421,7 @@ fn a_lost_datagram_is_counted_and_hangs_nothing() {
         seed: 0,
     };
     assert_eq!(agent.ask(&Request::Prepare { spec }), Answer::Ready);
-    let answer = agent.ask(&Request::Go);
-    let Answer::Done { result } = answer else {
-        panic!("{answer:?}");
-    };
+    let result = agent.go();
     assert!(result.lost >= 1 && result.operations >= 1, "{result:?}");
     assert!(result.operations.abs_diff(result.lost) <= 1, "{result:?}");
 }

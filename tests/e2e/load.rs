@@ -106,6 +106,10 @@ impl Agent {
             other => bail!("{other:?}"),
         }
         match self.ask(&Request::Go)? {
+            Answer::Over { .. } => {}
+            other => bail!("{other:?}"),
+        }
+        match self.answer()? {
             Answer::Done { result } => Ok(result),
             other => bail!("{other:?}"),
         }

@@ -160,7 +160,8 @@ pub struct GuestFigures {
     pub accesses: Vec<AccessFigure>,
     /// All exits by KVM's own count, those included that it handles itself; none if it did not say.
     pub kvm_exits: Option<f64>,
-    /// Interrupts that KVM gave to the guest (`irq_injections`); none if it did not say.
+    /// Interrupts that the guest served; where it did not count them, those that KVM gave to it (`irq_injections`). None if
+    /// neither said.
     pub interrupts: Option<f64>,
 }
 
@@ -407,17 +408,17 @@ fn costs(variant: &VariantResult, work: Work) -> Option<Costs> {
 }
 
 fn guest_figures(guests: &[&GuestCost], all: f64) -> GuestFigures {
-    let counter = |name: &str| {
+    let sum = |count: &dyn Fn(&GuestCost) -> Option<u64>| {
         let counts: Vec<f64> = guests
             .iter()
-            .filter_map(|guest| guest.kvm.get(name))
-            .map(|count| *count as f64)
+            .filter_map(|guest| Some(count(guest)? as f64))
             .collect();
         (!counts.is_empty()).then(|| counts.iter().sum::<f64>() / all)
     };
+    let by_kvm = |name: &str| sum(&|guest| guest.kvm.get(name).copied());
     let mut figures = GuestFigures {
-        kvm_exits: counter("exits"),
-        interrupts: counter("irq_injections"),
+        kvm_exits: by_kvm("exits"),
+        interrupts: sum(&|guest| guest.interrupts).or_else(|| by_kvm("irq_injections")),
         ..GuestFigures::default()
     };
     let mut accesses: BTreeMap<(&str, &str), (f64, f64, f64)> = BTreeMap::new();

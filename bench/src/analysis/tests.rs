@@ -35,6 +35,7 @@ fn simple() -> BenchReport {
                 guest.exits = exits
                     .map(|(name, each)| (name.to_owned(), each * operations))
                     .into();
+                guest.interrupts = Some(2 * operations);
                 let counters = [("exits", 10), ("io_exits", 7), ("irq_injections", 1)];
                 guest.kvm = counters
                     .map(|(name, each)| (name.to_owned(), each * operations))
@@ -74,9 +75,23 @@ fn costs_of_an_operation() {
     close(guest.exits["io-out"], 3.0);
     close(guest.user_exits(), 6.0);
     close(guest.kvm_exits.unwrap(), 10.0);
-    close(guest.interrupts.unwrap(), 1.0);
+    close(guest.interrupts.unwrap(), 2.0);
     let counts: Vec<f64> = guest.accesses.iter().map(|access| access.count).collect();
     assert!(counts.is_sorted_by(|a, b| a >= b), "{counts:?}");
+}
+
+#[test]
+fn interrupts_are_kvms_where_the_guest_has_not_counted() {
+    let mut report = simple();
+    for sample in report.variants.iter_mut().flat_map(|one| &mut one.samples) {
+        if let Some(guest) = &mut sample.guest {
+            guest.interrupts = None;
+        }
+    }
+    let all = analyse(&report);
+    let costs = find(&all, "block/rand-read-4k-d1/ide").costs.as_ref();
+    let guest = costs.unwrap().guest.as_ref().unwrap();
+    close(guest.interrupts.unwrap(), 1.0);
 }
 
 #[test]

@@ -63,6 +63,8 @@ fn cost_of(stats: Report) -> GuestCost {
             .filter(|row| row.count > 0 || row.posted > 0)
             .map(access)
             .collect(),
+        // Only the guest knows.
+        interrupts: None,
         kvm,
     }
 }

@@ -355,9 +355,14 @@ impl Conversation {
         let before = self.meter.read();
         self.send(&Request::Go)?;
         let answer = self.receive(limit)?;
-        let (guest, cpu) = self.meter.read().since(&before);
-        let Answer::Done { result } = answer else {
+        let (mut guest, cpu) = self.meter.read().since(&before);
+        let Answer::Over { interrupts } = answer else {
             return Err(unexpected(&answer));
+        };
+        guest.interrupts = interrupts;
+        let result = match self.receive(limit)? {
+            Answer::Done { result } => result,
+            other => return Err(unexpected(&other)),
         };
         self.voice.say(&GuestAnswer::Measured {
             load: result,

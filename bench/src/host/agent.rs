@@ -124,6 +124,11 @@ impl Agent {
         }
         self.talk.send(&Request::Go)?;
         match self.talk.receive(limit, interrupt)? {
+            Answer::Over { .. } => {}
+            Answer::Failed { error } => return Err(AgentError::Failed(error)),
+            other => return Err(unexpected(&other)),
+        }
+        match self.talk.receive(limit, interrupt)? {
             Answer::Done { result } => Ok(result),
             Answer::Failed { error } => Err(AgentError::Failed(error)),
             other => Err(unexpected(&other)),

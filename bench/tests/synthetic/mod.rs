@@ -389,6 +389,7 @@ fn guest_cost(path: &Path, count: impl Fn(f64) -> u64) -> GuestCost {
     });
     GuestCost {
         accesses: accesses.collect(),
+        interrupts: Some(count(1.2)),
         kvm: BTreeMap::from([
             ("exits".to_owned(), count(to_user + path.kernel_exits)),
             ("mmio_exits".to_owned(), count(to_user + 1.0)),

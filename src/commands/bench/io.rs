@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bench::compare::{Comparison, compare};
-use bench::environment::Environment;
 use bench::guest::machine::GuestMachine;
 use bench::host::files::{check_folder, default_folder};
 use bench::host::functions::{self, DiskOnHost, Functions};
@@ -271,12 +270,6 @@ fn notes(
         if disk.path.is_none() {
             add("the passed through disk has no baseline: the host has no driver on it");
         }
-    }
-    if Environment::of_host().delivers_interrupts_itself() {
-        add(
-            "the processor delivers interrupts by itself (APICv, AVIC): KVM's count of them, and so irq/op, is of the others \
-             only",
-        );
     }
     notes
 }
