@@ -73,6 +73,8 @@ pub struct ExitReport {
     pub rounds: u32,
     /// Where vCPUs were made to run, as in `0@2-3`; empty if anywhere.
     pub pins: Vec<String>,
+    /// See [`ExitOptions::counted`].
+    pub counted: bool,
     /// By the name of the kind.
     pub results: BTreeMap<&'static str, ExitCost>,
 }
@@ -138,6 +140,7 @@ pub fn measure(
             .iter()
             .map(CpuAffinity::to_string)
             .collect(),
+        counted: options.counted,
         results: bench.results(),
     })
 }

@@ -154,6 +154,9 @@ pub struct BenchExitsArgs {
     /// Where vCPUs run, as the affinity of --cpus says it: 0@2:1@3 is vCPU 0 on host CPU 2, vCPU 1 on 3
     #[arg(long, value_name = "VCPU@CPUS[:VCPU@CPUS]", value_delimiter = ':')]
     pub pin: Vec<CpuAffinity>,
+    /// Count them meanwhile, as tripath run does with --stats: the difference is what counting costs
+    #[arg(long)]
+    pub stats: bool,
     /// Everything, each sample included, for programs
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -27,10 +27,16 @@ const KINDS: [&str; 10] = [
 /// Ours costs as much as the bare loop but for some per cent.
 const RATIOS: RangeInclusive<f64> = 0.95..=1.05;
 
+/// Where time is a count of instructions, see `tests/testbed/l1`.
+const NS_PER_INSTRUCTION: f64 = 2.0;
+/// Instructions to count one exit: some 115, and two readings of the clock, there the kernel's, of 80 each.
+const COUNTING_AT_MOST: f64 = 350.0;
+
 pub fn tests() -> Vec<E2eTest> {
     vec![
         test("bench::exits", exits).alone(),
         test("bench::exits_beside_a_bare_loop", beside_bare_loop).counted(),
+        test("bench::counting_is_short", counting_is_short).counted(),
         test("bench::usage", usage),
     ]
 }
@@ -105,6 +111,32 @@ fn beside_bare_loop(ctx: &Ctx) -> Result<()> {
         }
     }
     ensure!(others.is_empty(), "{}", others.join(", "));
+    Ok(())
+}
+
+/// The share that counting has of an exit's time depends on the processor, which spends most of that on the way in and out;
+/// the instructions for it do not.
+fn counting_is_short(ctx: &Ctx) -> Result<()> {
+    let (said, with) = measure(ctx, &["--rounds", "3", "--stats"])?;
+    ensure!(
+        with["counted"] == true && said.contains("(--stats)"),
+        "{said}"
+    );
+    let (said, without) = measure(ctx, &["--rounds", "3"])?;
+    ensure!(
+        without["counted"] == false && !said.contains("(--stats)"),
+        "{said}"
+    );
+    for kind in &KINDS[..4] {
+        let more_ns = median(&with, kind)? - median(&without, kind)?;
+        let more = more_ns / NS_PER_INSTRUCTION;
+        println!("{kind}: {more:.0} instructions more when counted");
+        // Without any it would not be counted.
+        ensure!(
+            (20.0..=COUNTING_AT_MOST).contains(&more),
+            "{kind}: {more:.0} instructions more"
+        );
+    }
     Ok(())
 }
 

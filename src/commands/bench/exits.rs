@@ -32,7 +32,7 @@ pub fn run(arguments: BenchExitsArgs) -> anyhow::Result<Exit> {
         seed: arguments.seed.unwrap_or_else(any_seed),
         sample: SAMPLE,
         affinity: arguments.pin,
-        counted: false,
+        counted: arguments.stats,
     };
     let mut progress = Progress::default();
     let mut report = measure(&options, &mut |done, all| progress.show(done, all))?;
@@ -154,6 +154,9 @@ fn about(report: &ExitReport) -> String {
     ];
     if !report.pins.is_empty() {
         lines.push(format!("vCPUs pinned: {}", report.pins.join(", ")));
+    }
+    if report.counted {
+        lines.push("counted meanwhile (--stats)".to_owned());
     }
     lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
     lines.iter().map(|line| format!("{line}\n")).collect()
