@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -37,6 +38,7 @@ pub fn tests() -> Vec<E2eTest> {
             .limit(300),
         test("bench::io_compared", io_compared).limit(300),
         test("bench::io_usage", io_usage),
+        test("bench::io_list", io_list),
         // Not in a network of its own, in which the igb is not.
         test("bench::io_passthrough", io_passthrough)
             .alone()
@@ -413,6 +415,26 @@ fn io_usage(ctx: &Ctx) -> Result<()> {
             "{options:?}: {}: {said}",
             ended.status
         );
+    }
+    Ok(())
+}
+
+/// Anyone may ask what would be measured, also where there is no KVM.
+fn io_list(ctx: &Ctx) -> Result<()> {
+    // In a folder that everyone may enter.
+    let program = ctx.path("tripath");
+    fs::copy(&ctx.binary, &program)?;
+    fs::set_permissions(&ctx.folder, fs::Permissions::from_mode(0o755))?;
+    let as_user = "mount --bind /dev/null /dev/kvm &&
+        exec setpriv --reuid 1000 --regid 1000 --clear-groups \"$0\" bench --list";
+    let ended = Command::new("unshare")
+        .args(["--mount", "sh", "-c", as_user])
+        .arg(&program)
+        .output()?;
+    ensure!(ended.status.success(), "{ended:?}");
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    for name in ["block/rand-read-4k-d1/ide", "net/udp-rr-1/direct"] {
+        ensure!(said.lines().any(|line| line == name), "no {name}: {said}");
     }
     Ok(())
 }
