@@ -386,9 +386,10 @@ pub(super) fn figures(all: &[Analysed<'_>]) -> String {
     let mut html = String::from("<h2 id=\"figures\">All figures</h2>\n");
     html.push_str(&paragraph(
         "Exits, interrupts and CPU time are for each operation; for TCP streams, whose reads and writes have no fixed size, \
-         for each MiB. η = work / (work + overhead) in CPU time of the host: work is what an operation takes on the direct \
-         path, overhead what it takes beyond that. Above 100 %, the variant takes less than the direct path. Latencies are \
-         medians over the rounds, but for the longest, which is that of all.",
+         for each MiB. Interrupts are those that the guest has served. η = work / (work + overhead) in CPU time of the \
+         host: work is what an operation takes on the direct path, overhead what it takes beyond that. Above 100 %, the \
+         variant takes less than the direct path. Latencies are medians over the rounds, but for the longest, which is \
+         that of all.",
     ));
     html.push_str(&table.html());
     html

@@ -1,9 +1,9 @@
 //! L1 as the harness sees it: one machine for all tests of a lane, started when the first test needs it.
 //!
 //! A machine that hangs or dies is replaced, and the tests it took with it run again, each at most once. A test that
-//! failed is never run again, but for one reason: a triple or double fault of its guest in an emulated L1. QEMU may deliver
-//! an interrupt twice to a nested guest, see `tests/testbed/l1`, which is rare with one CPU but not impossible. It is said
-//! aloud, and a second one is a failure.
+//! failed is never run again, but for one reason: a guest in an emulated L1 that died as one dies of an interrupt that QEMU
+//! delivers twice, see `tests/testbed/l1`, which is rare with one CPU but not impossible. It is said aloud, and a second one
+//! is a failure.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -120,7 +120,7 @@ impl L1 {
                 Ok(outcome) => {
                     let kept = outcome.keep_log(&format!("{name}.first"));
                     eprintln!(
-                        "e2e: a guest of {name} had a double or triple fault: once more ({kept})"
+                        "e2e: a guest of {name} may have had an interrupt twice: once more ({kept})"
                     );
                 }
                 Err(error) => {

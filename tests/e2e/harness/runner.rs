@@ -15,9 +15,14 @@ use super::{E2eTest, paths, sys};
 pub const FAILURE_MARK: &str = "--- the test failed:";
 
 /// How a guest dies of an interrupt that QEMU delivers twice, see `tests/testbed/l1`. The second comes although the guest
-/// has disabled interrupts, which ends it where it has not yet set up its stack, as on entry to a system call. The VMM
-/// tells of a triple fault, whether that is the guest's end or it starts again; the guest's kernel of a double fault.
-const DOUBLE_DELIVERY: [&str; 2] = ["triple fault on vCPU", "PANIC: double fault"];
+/// has disabled interrupts: on entry to a system call it finds the user's stack, at the start of a handler the user's GS.
+/// The VMM tells of a triple fault, whether that is the guest's end or it starts again; the guest's kernel of a double
+/// fault, or of a stack that was filled by page faults in page faults.
+const DOUBLE_DELIVERY: [&str; 3] = [
+    "triple fault on vCPU",
+    "PANIC: double fault",
+    "stack guard page was hit",
+];
 
 /// Whether this text, of a VMM and its guest, may be due to that.
 pub fn tells_of_double_delivery(text: &str) -> bool {
