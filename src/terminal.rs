@@ -207,7 +207,10 @@ mod tests {
     /// How a child left that took this way out, and whether its terminal was restored.
     fn leave_by(way_out: &str) -> (ExitStatus, bool) {
         let (_master, slave) = pty();
-        let status = Command::new(std::env::current_exe().unwrap())
+        // What our caller ignores, as a shell does for its background, is not ignored here.
+        let status = Command::new("env")
+            .arg("--default-signal")
+            .arg(std::env::current_exe().unwrap())
             .args(["--exact", "terminal::tests::child"])
             .env(WAY_OUT, way_out)
             .stdin(Stdio::from(slave.try_clone().unwrap()))

@@ -86,7 +86,9 @@ pub struct L1 {
 #[derive(Default)]
 struct State {
     session: Option<Arc<Session>>,
+    /// Also after it was closed to make room for another.
     started: u32,
+    lost: u32,
     /// Why there will be no more machines.
     given_up: Option<String>,
     /// Whether a test has shown the whole of that.
@@ -199,8 +201,9 @@ impl L1 {
 
 impl State {
     fn machine_lost(&mut self, reason: &str) {
-        if self.started > REPLACEMENTS {
-            self.given_up = Some(format!("{reason}\n(L1 was started {} times)", self.started));
+        self.lost += 1;
+        if self.lost > REPLACEMENTS {
+            self.given_up = Some(format!("{reason}\n(L1 was lost {} times)", self.lost));
         } else {
             eprintln!("e2e: {reason}\ne2e: starting L1 once more");
         }
