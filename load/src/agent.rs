@@ -81,24 +81,18 @@ fn hello() -> Answer {
     }
 }
 
+fn lost(error: io::Error) -> LoadError {
+    failed("talk to", "the benchmark")(error)
+}
+
 fn converse(reader: impl Read, mut writer: impl Write, terms: Terms) -> Result<(), LoadError> {
-    let lost = |error: io::Error| failed("talk to", "the benchmark")(error);
     let mut lines = Lines::new(reader);
     send(&mut writer, &hello()).map_err(lost)?;
     let mut prepared = None;
     while let Some(request) = lines.next().map_err(lost)? {
         let answer = match request {
             Ok(Request::Quit) => break,
-            Ok(Request::Go) => match go(prepared.take(), terms) {
-                Ok((running, interrupts)) => {
-                    send(&mut writer, &Answer::Over { interrupts }).map_err(lost)?;
-                    running
-                        .result(terms.grace)
-                        .map(|result| Answer::Done { result })
-                }
-                Err(error) => Err(error),
-            },
-            Ok(request) => respond(request, &mut prepared, terms),
+            Ok(request) => respond(request, &mut prepared, &mut writer, terms),
             Err(error) => Err(LoadError::Malformed(error)),
         };
         let answer = answer.unwrap_or_else(|error| Answer::Failed {
@@ -112,6 +106,7 @@ fn converse(reader: impl Read, mut writer: impl Write, terms: Terms) -> Result<(
 fn respond(
     request: Request,
     prepared: &mut Option<Running>,
+    writer: &mut impl Write,
     terms: Terms,
 ) -> Result<Answer, LoadError> {
     match request {
@@ -127,17 +122,17 @@ fn respond(
             *prepared = Some(Running::prepare(spec, terms)?);
             Ok(Answer::Ready)
         }
-        Request::Go | Request::Quit => Err(LoadError::Unexpected("this is not for here")),
+        Request::Go => {
+            let running = prepared.take().ok_or(LoadError::Unexpected(
+                "nothing has been prepared that could go",
+            ))?;
+            let interrupts = running.go(terms.grace)?;
+            send(writer, &Answer::Over { interrupts }).map_err(lost)?;
+            let result = running.result(terms.grace)?;
+            Ok(Answer::Done { result })
+        }
+        Request::Quit => Err(LoadError::Unexpected("the end is not for here")),
     }
-}
-
-/// Measures what was prepared; also the interrupts.
-fn go(prepared: Option<Running>, terms: Terms) -> Result<(Running, Option<u64>), LoadError> {
-    let running = prepared.ok_or(LoadError::Unexpected(
-        "nothing has been prepared that could go",
-    ))?;
-    let interrupts = running.go(terms.grace)?;
-    Ok((running, interrupts))
 }
 
 /// What a load's thread says.
@@ -196,8 +191,9 @@ impl Running {
         }
     }
 
-    /// After that.
+    /// After that, when all has been read that the load has cost: this costs, too.
     fn result(self, grace: Duration) -> Result<LoadResult, LoadError> {
+        let _ = self.go.send(());
         match self.wait(grace)? {
             Said::Done(result) => Ok(*result),
             Said::Ready | Said::Over(_) => Err(LoadError::Unexpected("the load has no result")),
@@ -237,6 +233,9 @@ fn one_load(
     let served = served()?.zip(served_before);
     let interrupts = served.map(|(after, before)| after.saturating_sub(before));
     let _ = say.send(Ok(Said::Over(interrupts)));
+    if told.recv().is_err() {
+        return Ok(());
+    }
     let latency = outcome.latency.as_ref().map(Latency::of).transpose()?;
     let result = LoadResult {
         operations: outcome.operations,

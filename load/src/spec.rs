@@ -1,8 +1,9 @@
 //! The conversation between the benchmark and a load program: lines of JSON, one [`Request`] or [`Answer`] each.
 //!
 //! After [`Answer::Hello`], each [`Request::Prepare`] is answered by [`Answer::Ready`] when all is open and the warm-up
-//! is over; then [`Request::Go`] starts the measured time, at whose end [`Answer::Over`] comes, and, when it has been put
-//! together, the result in [`Answer::Done`]. What cannot be done is answered by [`Answer::Failed`], and the next request may follow.
+//! is over; then [`Request::Go`] starts the measured time, at whose end [`Answer::Over`] comes, and the result in
+//! [`Answer::Done`] when it has been put together. What cannot be done is answered by [`Answer::Failed`], and the next
+//! request may follow.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

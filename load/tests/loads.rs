@@ -268,9 +268,30 @@ fn the_agent_talks_on_a_terminal_in_raw_mode() {
         || -> Answer { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
     assert!(matches!(answer(), Answer::Hello { .. }));
     // Were there an echo, it would be the next line.
-    writeln!(&main, "{}", serde_json::to_string(&Request::Go).unwrap()).unwrap();
+    let tell = |request: &Request| {
+        writeln!(&main, "{}", serde_json::to_string(request).unwrap()).unwrap();
+    };
+    tell(&Request::Go);
     assert!(matches!(answer(), Answer::Failed { .. }));
-    writeln!(&main, "{}", serde_json::to_string(&Request::Quit).unwrap()).unwrap();
+    // As the guest's only program it counts interrupts.
+    let file = file();
+    let load = block(file.path(), BlockOperation::Read, Pattern::Random, 512, 1);
+    let spec = LoadSpec {
+        load,
+        warm_up_ms: 0,
+        time_ms: 100,
+        seed: 0,
+    };
+    tell(&Request::Prepare { spec });
+    assert_eq!(answer(), Answer::Ready);
+    tell(&Request::Go);
+    let over = answer();
+    assert!(
+        matches!(over, Answer::Over { interrupts: Some(count) } if count > 0),
+        "{over:?}"
+    );
+    assert!(matches!(answer(), Answer::Done { .. }));
+    tell(&Request::Quit);
     assert_eq!(agent.child.wait().unwrap().code(), Some(0));
 }
 

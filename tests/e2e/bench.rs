@@ -114,8 +114,8 @@ fn beside_bare_loop(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// The share that counting has of an exit's time depends on the processor, which spends most of that on the way in and out;
-/// the instructions for it do not.
+/// The share that counting has of an exit's time depends on the processor, which spends most of that on the way in and
+/// out; the instructions for it do not.
 fn counting_is_short(ctx: &Ctx) -> Result<()> {
     let (said, with) = measure(ctx, &["--rounds", "3", "--stats"])?;
     ensure!(

@@ -262,9 +262,9 @@ fn tolerance(of: u64) -> u64 {
     of.max(LEAST) * TOLERANCE_PERCENT / 100
 }
 
-/// The guest has served what KVM has given to it. KVM counts once more what it takes back before the guest is entered, as
-/// it does where threads share a CPU. A processor that delivers interrupts by itself is not emulated; with one, the guest
-/// has served more.
+/// The guest has served what KVM has given to it. KVM counts once more what it takes back before the guest is entered:
+/// 2 to 4 % where all threads share an emulated CPU. A processor that delivers interrupts by itself is not emulated; with
+/// one, the guest has served more.
 fn interrupts_agree_with_kvm(variant: &Value, sample: &Value) -> Result<()> {
     let name = &variant["name"];
     let guest = &sample["guest"];
@@ -273,8 +273,11 @@ fn interrupts_agree_with_kvm(variant: &Value, sample: &Value) -> Result<()> {
         .as_u64()
         .context("no count")?;
     println!("{name}: {served} interrupts served, {kvms} by KVM");
-    let agree = served >= kvms * 9 / 10 && (!in_emulated_l1() || served <= kvms + tolerance(kvms));
+    let agree = served + kvms.max(LEAST) / 10 >= kvms
+        && (!in_emulated_l1() || served <= kvms + tolerance(kvms));
     ensure!(agree, "{name}: {served} interrupts served, {kvms} by KVM");
+    // Ticks alone are hundreds in that time.
+    ensure!(served >= LEAST / 10, "{name}: only {served} interrupts");
     Ok(())
 }
 
@@ -425,10 +428,16 @@ fn io_list(ctx: &Ctx) -> Result<()> {
     let program = ctx.path("tripath");
     fs::copy(&ctx.binary, &program)?;
     fs::set_permissions(&ctx.folder, fs::Permissions::from_mode(0o755))?;
-    let as_user = "mount --bind /dev/null /dev/kvm &&
-        exec setpriv --reuid 1000 --regid 1000 --clear-groups \"$0\" bench --list";
+    let (namespaces, as_user): (&[&str], _) = if rustix::process::getuid().is_root() {
+        let as_user = "setpriv --reuid 1000 --regid 1000 --clear-groups";
+        (&["--mount"], as_user)
+    } else {
+        (&["--mount", "--user", "--map-root-user"], "")
+    };
+    let script = format!("mount --bind /dev/null /dev/kvm && exec {as_user} \"$0\" bench --list");
     let ended = Command::new("unshare")
-        .args(["--mount", "sh", "-c", as_user])
+        .args(namespaces)
+        .args(["sh", "-c", &script])
         .arg(&program)
         .output()?;
     ensure!(ended.status.success(), "{ended:?}");

@@ -15,11 +15,20 @@ pub fn tests() -> Vec<E2eTest> {
     let mut tests = Vec::new();
     // The kernel's reboot= option: ACPI's register, the keyboard controller, port 0xcf9, a triple fault.
     for (name, how) in [("acpi", 'a'), ("i8042", 'k'), ("cf9", 'p'), ("triple", 't')] {
-        tests.push(test(format!("reset::{name}_restarts"), move |ctx| {
-            restarts(ctx, how)
-        }));
-        tests.push(test(format!("reset::{name}_exits"), move |ctx| {
-            exits(ctx, how, if how == 't' { 12 } else { 0 })
+        let both = [
+            test(format!("reset::{name}_restarts"), move |ctx| {
+                restarts(ctx, how)
+            }),
+            test(format!("reset::{name}_exits"), move |ctx| {
+                exits(ctx, how, if how == 't' { 12 } else { 0 })
+            }),
+        ];
+        tests.extend(both.map(|test| {
+            if how == 't' {
+                test.triple_faults()
+            } else {
+                test
+            }
         }));
     }
     tests.push(test("reset::four_cpus_restart", four_cpus_restart));

@@ -84,7 +84,8 @@ pub fn tests() -> Vec<E2eTest> {
                 &["triple fault on vCPU 0", "rip"],
             )
         })
-        .alone(),
+        .alone()
+        .triple_faults(),
         test("test_cmd::reset_loop", reset_loop).alone(),
         test("test_cmd::hung_task", hung_task).alone(),
         test("test_cmd::hung_before_the_first_byte", hung_at_start).alone(),

@@ -160,8 +160,7 @@ pub struct GuestFigures {
     pub accesses: Vec<AccessFigure>,
     /// All exits by KVM's own count, those included that it handles itself; none if it did not say.
     pub kvm_exits: Option<f64>,
-    /// Interrupts that the guest served; where it did not count them, those that KVM gave to it (`irq_injections`). None if
-    /// neither said.
+    /// Interrupts that the guest served; none if it did not count them.
     pub interrupts: Option<f64>,
 }
 
@@ -415,10 +414,9 @@ fn guest_figures(guests: &[&GuestCost], all: f64) -> GuestFigures {
             .collect();
         (!counts.is_empty()).then(|| counts.iter().sum::<f64>() / all)
     };
-    let by_kvm = |name: &str| sum(&|guest| guest.kvm.get(name).copied());
     let mut figures = GuestFigures {
-        kvm_exits: by_kvm("exits"),
-        interrupts: sum(&|guest| guest.interrupts).or_else(|| by_kvm("irq_injections")),
+        kvm_exits: sum(&|guest| guest.kvm.get("exits").copied()),
+        interrupts: sum(&|guest| guest.interrupts),
         ..GuestFigures::default()
     };
     let mut accesses: BTreeMap<(&str, &str), (f64, f64, f64)> = BTreeMap::new();

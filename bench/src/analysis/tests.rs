@@ -81,20 +81,6 @@ fn costs_of_an_operation() {
 }
 
 #[test]
-fn interrupts_are_kvms_where_the_guest_has_not_counted() {
-    let mut report = simple();
-    for sample in report.variants.iter_mut().flat_map(|one| &mut one.samples) {
-        if let Some(guest) = &mut sample.guest {
-            guest.interrupts = None;
-        }
-    }
-    let all = analyse(&report);
-    let costs = find(&all, "block/rand-read-4k-d1/ide").costs.as_ref();
-    let guest = costs.unwrap().guest.as_ref().unwrap();
-    close(guest.interrupts.unwrap(), 1.0);
-}
-
-#[test]
 fn against_the_direct_path() {
     let report = simple();
     let all = analyse(&report);

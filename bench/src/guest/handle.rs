@@ -119,7 +119,8 @@ impl Guest {
         spec: &LoadSpec,
         interrupt: &Interrupt,
     ) -> Result<(LoadResult, GuestCost, CpuTime), GuestTrouble> {
-        let limit = limit_of(spec).saturating_mul(2);
+        // The process waits three times: until the load is ready, until it is over, and for its result.
+        let limit = limit_of(spec).saturating_mul(3);
         let spec = spec.clone();
         self.talk.send(&GuestRequest::Measure { spec })?;
         match self.talk.receive(limit, interrupt)? {

@@ -1,9 +1,9 @@
 //! L1 as the harness sees it: one machine for all tests of a lane, started when the first test needs it.
 //!
-//! A machine that hangs or dies is replaced, and the tests it took with it run again, each at most once. A test that
-//! failed is never run again, but for one reason: a guest in an emulated L1 that died as one dies of an interrupt that QEMU
-//! delivers twice, see `tests/testbed/l1`, which is rare with one CPU but not impossible. It is said aloud, and a second one
-//! is a failure.
+//! A machine that hangs or dies is replaced, and the tests it took with it run again. A test that failed is never run
+//! again, but for one reason: a guest in an emulated L1 that died as one dies of an interrupt that QEMU delivers twice,
+//! see `tests/testbed/l1`, which is rare with one CPU but not impossible. It is said aloud. A test runs twice at the
+//! most, whatever the reasons.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::agent::{Message, Request};
-use super::runner::Outcome;
+use super::runner::{Outcome, log_of};
 use super::{paths, sys};
 
 /// From QEMU's start to the agent's first word; 6 s on an idle machine.
@@ -86,8 +86,9 @@ pub struct L1 {
 #[derive(Default)]
 struct State {
     session: Option<Arc<Session>>,
-    /// Also after it was closed to make room for another.
+    /// Numbers the logs: it counts also what was closed to make room for another.
     started: u32,
+    /// How often it died, hung or did not start.
     lost: u32,
     /// Why there will be no more machines.
     given_up: Option<String>,
@@ -112,6 +113,8 @@ impl L1 {
 
     /// Runs the test of that name there. An error is L1's, not the test's.
     pub fn run(&self, name: &str, limit: Duration) -> Result<Outcome> {
+        let first = format!("{name}.first");
+        let _ = std::fs::remove_file(log_of(&first));
         for last_try in [false, true] {
             let session = self.session()?;
             let answer = session.ask(name);
@@ -120,7 +123,7 @@ impl L1 {
             {
                 Ok(outcome) if last_try || !outcome.may_be_l1s => return Ok(outcome),
                 Ok(outcome) => {
-                    let kept = outcome.keep_log(&format!("{name}.first"));
+                    let kept = outcome.keep_log(&first);
                     eprintln!(
                         "e2e: a guest of {name} may have had an interrupt twice: once more ({kept})"
                     );
@@ -136,7 +139,7 @@ impl L1 {
                 }
             }
         }
-        bail!("L1 was lost twice while this test was running");
+        bail!("L1 was lost while this test was running for the second time");
     }
 
     /// Ends the machine. Nothing in it is worth a clean shutdown.
@@ -203,7 +206,10 @@ impl State {
     fn machine_lost(&mut self, reason: &str) {
         self.lost += 1;
         if self.lost > REPLACEMENTS {
-            self.given_up = Some(format!("{reason}\n(L1 was lost {} times)", self.lost));
+            self.given_up = Some(format!(
+                "{reason}\n(L1 was lost or did not start {} times)",
+                self.lost
+            ));
         } else {
             eprintln!("e2e: {reason}\ne2e: starting L1 once more");
         }

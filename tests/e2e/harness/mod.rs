@@ -31,6 +31,7 @@ pub struct E2eTest {
     limit: Duration,
     alone: bool,
     own_network: bool,
+    triple_faults: bool,
     flavour: Flavour,
 }
 
@@ -45,6 +46,7 @@ pub fn test(
         limit: Duration::from_secs(120),
         alone: false,
         own_network: false,
+        triple_faults: false,
         flavour: Flavour::Plain,
     }
 }
@@ -65,6 +67,12 @@ impl E2eTest {
     /// Runs in a network namespace of its own, in which it may make TAPs; they vanish with it.
     pub fn own_network(mut self) -> Self {
         self.own_network = true;
+        self
+    }
+
+    /// Its guest has a triple fault on purpose, which is not L1's fault.
+    pub fn triple_faults(mut self) -> Self {
+        self.triple_faults = true;
         self
     }
 

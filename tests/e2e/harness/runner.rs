@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,17 +15,17 @@ use super::{E2eTest, paths, sys};
 /// The line before a failed test's reason.
 pub const FAILURE_MARK: &str = "--- the test failed:";
 
-/// How a guest dies of an interrupt that QEMU delivers twice, see `tests/testbed/l1`. The second comes although the guest
-/// has disabled interrupts: on entry to a system call it finds the user's stack, at the start of a handler the user's GS.
-/// The VMM tells of a triple fault, whether that is the guest's end or it starts again; the guest's kernel of a double
-/// fault, or of a stack that was filled by page faults in page faults.
+/// How a guest dies of an interrupt that QEMU delivers twice, see `tests/testbed/l1`. The second comes although the
+/// guest has disabled interrupts: on entry to a system call it finds the user's stack, at the start of a handler the
+/// user's GS. The VMM tells of a triple fault, whether that is the guest's end or it starts again; the guest's kernel of
+/// a double fault, or of a stack that was filled by page faults in page faults.
 const DOUBLE_DELIVERY: [&str; 3] = [
     "triple fault on vCPU",
     "PANIC: double fault",
     "stack guard page was hit",
 ];
 
-/// Whether this text, of a VMM and its guest, may be due to that.
+/// Whether this text, of a VMM and its guest in an emulated L1, may be of a guest that died of that.
 pub fn tells_of_double_delivery(text: &str) -> bool {
     in_emulated_l1() && DOUBLE_DELIVERY.iter().any(|mark| text.contains(mark))
 }
@@ -49,18 +50,18 @@ impl Outcome {
         }
     }
 
-    /// `log` tells whether it may be L1's fault.
+    /// Not by L1.
     pub fn failed(reason: String, log: String) -> Self {
         Outcome {
             failure: Some(reason),
-            may_be_l1s: tells_of_double_delivery(&log),
             log,
+            may_be_l1s: false,
         }
     }
 
     /// Writes the log to a file named after the test, and says how that went.
     pub fn keep_log(&self, test: &str) -> String {
-        let path = paths::logs().join(format!("{}.log", test.replace("::", ".")));
+        let path = log_of(test);
         let end = self.failure.as_deref().unwrap_or("passed");
         match std::fs::write(&path, format!("{}\n--- {end}\n", self.log)) {
             Ok(()) => format!("whole log: {}", path.display()),
@@ -69,11 +70,20 @@ impl Outcome {
     }
 }
 
+/// Where the log of the test with that name is kept.
+pub fn log_of(test: &str) -> PathBuf {
+    paths::logs().join(format!("{}.log", test.replace("::", ".")))
+}
+
 /// Runs `test` in a process of its own.
 pub fn run(test: &E2eTest) -> Outcome {
-    start_and_wait(&test.name, test.limit).unwrap_or_else(|error| {
+    let ended = start_and_wait(&test.name, test.limit);
+    let mut outcome = ended.unwrap_or_else(|error| {
         Outcome::failed(format!("cannot run the test: {error}"), String::new())
-    })
+    });
+    outcome.may_be_l1s =
+        outcome.failure.is_some() && !test.triple_faults && tells_of_double_delivery(&outcome.log);
+    outcome
 }
 
 fn start_and_wait(name: &str, limit: Duration) -> io::Result<Outcome> {
