@@ -135,7 +135,8 @@ pub struct GuestCost {
     /// twice that it takes back, and lacks those that the processor delivers by itself (APICv, AVIC).
     #[serde(default)]
     pub interrupts: Option<u64>,
-    /// KVM's own counters of all vCPUs: `exits` and `irq_injections`, and the others that changed (`io_exits`, `mmio_exits`...).
+    /// KVM's own counters of all vCPUs: `exits` and `irq_injections`, and the others that changed (`io_exits`,
+    /// `mmio_exits`...).
     pub kvm: BTreeMap<String, u64>,
 }
 

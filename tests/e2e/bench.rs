@@ -29,7 +29,8 @@ const RATIOS: RangeInclusive<f64> = 0.95..=1.05;
 
 /// Where time is a count of instructions, see `tests/testbed/l1`.
 const NS_PER_INSTRUCTION: f64 = 2.0;
-/// Instructions to count one exit: some 115, and two readings of the clock, there the kernel's, of 80 each.
+/// Instructions to count one exit, of which there are 300: more than half are two readings of the clock, which there is the
+/// kernel's.
 const COUNTING_AT_MOST: f64 = 350.0;
 
 pub fn tests() -> Vec<E2eTest> {

@@ -15,21 +15,13 @@ pub fn tests() -> Vec<E2eTest> {
     let mut tests = Vec::new();
     // The kernel's reboot= option: ACPI's register, the keyboard controller, port 0xcf9, a triple fault.
     for (name, how) in [("acpi", 'a'), ("i8042", 'k'), ("cf9", 'p'), ("triple", 't')] {
-        let both = [
-            test(format!("reset::{name}_restarts"), move |ctx| {
-                restarts(ctx, how)
-            }),
-            test(format!("reset::{name}_exits"), move |ctx| {
-                exits(ctx, how, if how == 't' { 12 } else { 0 })
-            }),
-        ];
-        tests.extend(both.map(|test| {
-            if how == 't' {
-                test.triple_faults()
-            } else {
-                test
-            }
-        }));
+        let restart = test(format!("reset::{name}_restarts"), move |ctx| {
+            restarts(ctx, how)
+        });
+        let exit = test(format!("reset::{name}_exits"), move |ctx| {
+            exits(ctx, how, if how == 't' { 12 } else { 0 })
+        });
+        tests.extend([restart, exit].map(|test| test.triple_faults(how == 't')));
     }
     tests.push(test("reset::four_cpus_restart", four_cpus_restart));
     tests.push(test("reset::sigterm_asks_guest", sigterm_asks_guest));

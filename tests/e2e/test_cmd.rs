@@ -85,7 +85,7 @@ pub fn tests() -> Vec<E2eTest> {
             )
         })
         .alone()
-        .triple_faults(),
+        .triple_faults(true),
         test("test_cmd::reset_loop", reset_loop).alone(),
         test("test_cmd::hung_task", hung_task).alone(),
         test("test_cmd::hung_before_the_first_byte", hung_at_start).alone(),

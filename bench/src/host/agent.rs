@@ -77,7 +77,7 @@ impl Agent {
         let mut talk = Talk::start(&name, command, start)?;
         match talk.receive(START, interrupt)? {
             Answer::Hello { .. } => Ok(Self { talk }),
-            other => Err(unexpected(&other)),
+            other => Err(trouble(&other)),
         }
     }
 
@@ -100,8 +100,7 @@ impl Agent {
         self.talk.send(&address_request(mac, address))?;
         match self.talk.receive(START, interrupt)? {
             Answer::Addressed { .. } => Ok(()),
-            Answer::Failed { error } => Err(AgentError::Failed(error)),
-            other => Err(unexpected(&other)),
+            other => Err(trouble(&other)),
         }
     }
 
@@ -119,19 +118,16 @@ impl Agent {
         self.talk.send(&Request::Prepare { spec })?;
         match self.talk.receive(limit, interrupt)? {
             Answer::Ready => {}
-            Answer::Failed { error } => return Err(AgentError::Failed(error)),
-            other => return Err(unexpected(&other)),
+            other => return Err(trouble(&other)),
         }
         self.talk.send(&Request::Go)?;
         match self.talk.receive(limit, interrupt)? {
             Answer::Over { .. } => {}
-            Answer::Failed { error } => return Err(AgentError::Failed(error)),
-            other => return Err(unexpected(&other)),
+            other => return Err(trouble(&other)),
         }
         match self.talk.receive(limit, interrupt)? {
             Answer::Done { result } => Ok(result),
-            Answer::Failed { error } => Err(AgentError::Failed(error)),
-            other => Err(unexpected(&other)),
+            other => Err(trouble(&other)),
         }
     }
 }
@@ -146,7 +142,11 @@ pub fn address_request(mac: &str, address: &str) -> Request {
     }
 }
 
-fn unexpected(answer: &Answer) -> AgentError {
+/// What stands in the way if this is the answer: the program could not do it, or it says what was not asked for.
+fn trouble(answer: &Answer) -> AgentError {
+    if let Answer::Failed { error } = answer {
+        return AgentError::Failed(error.clone());
+    }
     // An answer may be long: a histogram is in it.
     let text = format!("{answer:?}");
     AgentError::Unexpected(text.chars().take(100).collect())

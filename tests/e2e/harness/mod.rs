@@ -70,9 +70,9 @@ impl E2eTest {
         self
     }
 
-    /// Its guest has a triple fault on purpose, which is not L1's fault.
-    pub fn triple_faults(mut self) -> Self {
-        self.triple_faults = true;
+    /// Whether its guest has a triple fault on purpose, which is then not L1's fault.
+    pub fn triple_faults(mut self, on_purpose: bool) -> Self {
+        self.triple_faults = on_purpose;
         self
     }
 
